@@ -1,0 +1,1 @@
+"""Bundled plugins: the product, built on the public hooks alone."""
