@@ -1,0 +1,143 @@
+"""What the rows measure with: the subjects, the interleaving, the load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from subprocess import Popen
+
+import attrs
+from benchmarks.build import Programs
+from benchmarks.gateway import ALIAS_SECRET, SECRET, GatewayCommand
+from benchmarks.generator import Generator, Load, LoadResult
+from benchmarks.machine import CorePlan
+from benchmarks.nginx import write_nginx_command
+from benchmarks.processes import (
+    MeasurementError,
+    free_port,
+    running,
+    running_mock,
+    wait_for_answer,
+)
+from benchmarks.prompts import Prompt, build_requests, write_requests
+
+ALIAS = "fast"
+PROXIES = ("gateway", "nginx")
+SUBJECTS = (*PROXIES, "direct")
+
+
+@attrs.frozen
+class Subject:
+    """Something that answers: the gateway, nginx or the mock itself."""
+
+    name: str
+    port: int
+    program: Popen[bytes] | None = None
+    start_seconds: float = 0.0
+
+
+@attrs.define
+class Bench:
+    """One run: where things are, how often and how long to measure, and what is running."""
+
+    programs: Programs
+    gateway_command: GatewayCommand
+    nginx: str
+    folder: Path
+    plan: CorePlan
+    cores: Sequence[int]
+    rounds: int
+    is_quick: bool
+    say: Callable[[str], None]
+    _stack: ExitStack = attrs.field(factory=ExitStack)
+    _mock_port: int = 0
+    _standing: dict[str, Subject] = attrs.field(factory=dict)
+    _count: int = 0
+
+    @contextmanager
+    def open(self) -> Iterator[Bench]:
+        """Run the mock for the time of the block; end everything that was started in it."""
+        with self._stack:
+            self._mock_port = self._stack.enter_context(running_mock(self.programs.mock, self.plan.mock))
+            self._standing["direct"] = Subject("direct", self._mock_port)
+            yield self
+
+    @contextmanager
+    def fresh(
+        self, name: str, *, workers: int = 1, plan: CorePlan | None = None, mock_port: int = 0
+    ) -> Iterator[Subject]:
+        """Start the gateway or nginx and wait for its first 200; end it with the block."""
+        self._count += 1
+        folder = self.folder / f"{name}-{self._count}"
+        folder.mkdir()
+        port = free_port()
+        upstream = mock_port or self._mock_port
+        if name == "gateway":
+            command = self.gateway_command.write(folder, port, upstream, workers)
+        else:
+            command = write_nginx_command(folder, self.nginx, port, upstream)
+        log = folder / "output.log"
+        request = build_requests(Prompt(), port, SECRET, 1)[0]
+        started = time.perf_counter()
+        with running(command, (plan or self.plan).gateway, log) as program:
+            try:
+                wait_for_answer(program, port, request, log)
+            except MeasurementError as error:
+                raise MeasurementError(f"{name} is {error}") from error
+            yield Subject(name, port, program, time.perf_counter() - started)
+
+    def standing(self, name: str) -> Subject:
+        """Return the subject that stays up between rows; start it when it is not running."""
+        subject = self._standing.get(name)
+        if subject is None or (subject.program is not None and subject.program.poll() is not None):
+            subject = self._stack.enter_context(self.fresh(name))
+            self._standing[name] = subject
+        return subject
+
+    def seconds(self, quick: float, full: float) -> float:
+        """Choose how long to measure."""
+        return quick if self.is_quick else full
+
+    def write(self, subject: Subject, prompt: Prompt) -> Path:
+        """Write the requests for a prompt to a subject."""
+        secret = ALIAS_SECRET if prompt.model == ALIAS else SECRET
+        path = self.folder / f"requests-{subject.port}"
+        return write_requests(path, build_requests(prompt, subject.port, secret))
+
+    def measure(
+        self, subject: Subject, prompt: Prompt, load: Load, plan: CorePlan | None = None
+    ) -> LoadResult:
+        """Send load to a subject and return what was measured."""
+        generator = Generator(self.programs.load, (plan or self.plan).load)
+        return generator.run(subject.port, self.write(subject, prompt), load)
+
+    @contextmanager
+    def holding(self, subject: Subject, prompt: Prompt, load: Load) -> Iterator[None]:
+        """Keep streams open for the time of the block."""
+        generator = Generator(self.programs.load, self.plan.load)
+        with generator.holding(subject.port, self.write(subject, prompt), load):
+            yield
+
+    def interleave(
+        self, prompt: Prompt, load: Load, names: Sequence[str] = SUBJECTS
+    ) -> Mapping[str, list[LoadResult]]:
+        """Measure A B C, B C A, C A B, … so that no subject always follows the same one."""
+        results: dict[str, list[LoadResult]] = {name: [] for name in names}
+        for number in range(self.rounds):
+            turn = number % len(names)
+            for name in (*names[turn:], *names[:turn]):
+                result = self.measure(self.standing(name), prompt, load)
+                results[name].append(result)
+                self.say(
+                    f"    round {number + 1} {name}: {result.per_second:,.0f}/s, "
+                    f"p50 {result.latency_us.p50:,.0f} µs, {result.errors} errors"
+                )
+        return results
+
+    @contextmanager
+    def mock_on(self, plan: CorePlan) -> Iterator[int]:
+        """Run a second mock on the cores of another plan; yield its port."""
+        with running_mock(self.programs.mock, plan.mock) as port:
+            yield port

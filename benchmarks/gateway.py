@@ -1,0 +1,80 @@
+"""The gateway under test: its configuration, its command, its key."""
+
+from __future__ import annotations
+
+import binascii
+import shlex
+import sys
+from pathlib import Path
+
+import attrs
+
+KEY_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+CONFIGURATION = """\
+[gateway]
+listen = "127.0.0.1:{port}"
+plugins = ["virtual_keys", "routing", "openai_compatible"]
+
+[plugins.virtual_keys]
+pepper = "0123456789abcdef0123456789abcdef"
+
+[[plugins.virtual_keys.keys]]
+name = "bench"
+secret = "{secret}"
+bindings = ["mock"]
+
+[[plugins.virtual_keys.keys]]
+name = "bench-alias"
+secret = "{alias_secret}"
+bindings = ["mock"]
+model_aliases = {{ "fast" = "gpt-4o-mini" }}
+
+[[plugins.routing.bindings]]
+name = "mock"
+type = "openai_compatible"
+base_url = "http://127.0.0.1:{upstream}/v1"
+credential = "sk-upstream"
+models = ["gpt-4o-mini"]
+"""
+
+
+def key_secret(letter: str) -> str:
+    """Make a virtual key for tests that is well formed: prefix, ULID, 32 characters, checksum."""
+    start = f"ps_vk_test_01JZ0000000000000000000000{letter * 32}"
+    checksum = binascii.crc32(start.encode())
+    digits = ""
+    for _ in range(6):
+        checksum, digit = divmod(checksum, len(KEY_ALPHABET))
+        digits = KEY_ALPHABET[digit] + digits
+    return start + digits
+
+
+SECRET = key_secret("b")
+ALIAS_SECRET = key_secret("a")
+
+
+def write_configuration(folder: Path, port: int, upstream: int) -> Path:
+    """Write the gateway's configuration file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "penstock.toml"
+    path.write_text(
+        CONFIGURATION.format(port=port, upstream=upstream, secret=SECRET, alias_secret=ALIAS_SECRET)
+    )
+    return path
+
+
+@attrs.frozen
+class GatewayCommand:
+    """How to start the gateway: `penstock serve`, or any command with {port}, {upstream} and {config}."""
+
+    template: str | None = None
+
+    def write(self, folder: Path, port: int, upstream: int, workers: int = 1) -> list[str]:
+        """Write the configuration into the folder; return the command that serves it."""
+        config = write_configuration(folder, port, upstream)
+        if self.template is not None:
+            places = {"port": port, "upstream": upstream, "config": config}
+            return [part.format(**places) for part in shlex.split(self.template)]
+        command = [str(Path(sys.executable).with_name("penstock")), "serve", "--config", str(config)]
+        return command if workers == 1 else [*command, "--workers", str(workers)]

@@ -1,0 +1,211 @@
+"""Rows about traffic: each is one function that measures and compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks.bench import ALIAS, Bench
+from benchmarks.generator import Load, LoadResult
+from benchmarks.prompts import Prompt
+from benchmarks.report import Goal, Row, Spread, added_ratio, difference, paired, ratio
+
+Results = Mapping[str, list[LoadResult]]
+Figure = Callable[[LoadResult], float]
+
+MOCK_HEADROOM = 3.0
+CHAT = Prompt()
+LONG_CHAT = Prompt(body_size=100_000)
+STREAM = Prompt(streams=True)
+MANY_STREAMS = 1000
+EVENTS_PER_SECOND = 20
+
+
+def _columns(results: Results, figure: Figure) -> dict[str, list[float]]:
+    return {name: [figure(result) for result in list_] for name, list_ in results.items()}
+
+
+def _spreads(columns: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
+    return {name: Spread.of(values) for name, values in columns.items()}
+
+
+def _errors(results: Results) -> int:
+    return sum(result.errors for list_ in results.values() for result in list_)
+
+
+def _per_second(result: LoadResult) -> float:
+    return result.per_second
+
+
+def _throughput(
+    bench: Bench, prompt: Prompt, connections: int, *, number: str, name: str, title: str, goal: Goal | None
+) -> Row:
+    load = Load(connections=connections, warmup=bench.seconds(0.25, 1), seconds=bench.seconds(0.8, 3))
+    results = bench.interleave(prompt, load)
+    columns = _columns(results, _per_second)
+    return Row(
+        number=number,
+        name=name,
+        title=title,
+        unit="per second",
+        figures=_spreads(columns),
+        compared=paired(ratio, columns["gateway"], columns["nginx"]),
+        compared_unit="x nginx",
+        goal=goal,
+        errors=_errors(results),
+        notes=(*_headroom_notes(columns), *_size_notes(results, prompt)),
+    )
+
+
+def _headroom_notes(columns: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
+    headroom = paired(ratio, columns["direct"], columns["nginx"]).median
+    if headroom >= MOCK_HEADROOM:
+        return (f"the mock alone is {headroom:.1f} times as fast as nginx",)
+    return (f"the mock alone is only {headroom:.1f} times as fast as nginx: the machine is the bottleneck",)
+
+
+def _size_notes(results: Results, prompt: Prompt) -> tuple[str, ...]:
+    """Say when answers through the gateway have another size: nothing here asks for a change."""
+    if prompt.streams and not prompt.wants_usage:
+        return ()
+    sizes = {name: list_[0].bytes_per_answer for name, list_ in results.items()}
+    if sizes["gateway"] == sizes["direct"]:
+        return ()
+    return (f"answers hold {sizes['gateway']:,.1f} bytes instead of {sizes['direct']:,.1f}",)
+
+
+def requests(bench: Bench) -> Row:
+    """Measure requests per second with 64 connections."""
+    return _throughput(
+        bench, CHAT, 64,
+        number="1", name="requests", title="requests, 64 connections", goal=Goal(0.28, is_least=True),
+    )  # fmt: skip
+
+
+def added_p50(bench: Bench) -> Row:
+    """Measure what is added to a single call at a time."""
+    load = Load(connections=1, warmup=bench.seconds(0.2, 1), seconds=bench.seconds(0.8, 3))
+    results = bench.interleave(CHAT, load)
+    columns = _columns(results, lambda result: result.latency_us.p50)
+    return Row(
+        number="2",
+        name="added-p50",
+        title="p50 at 1 connection",
+        unit="µs in all",
+        figures=_spreads(columns),
+        compared=paired(added_ratio, columns["gateway"], columns["nginx"], columns["direct"]),
+        compared_unit="x what nginx adds",
+        goal=Goal(2.0),
+        errors=_errors(results),
+    )
+
+
+def added_p99(bench: Bench) -> Row:
+    """Measure the p99 in an open loop, each latency counted from the time the request was due."""
+    load = Load(connections=32, rate=200, warmup=bench.seconds(0.2, 1), seconds=bench.seconds(2, 10))
+    results = bench.interleave(CHAT, load)
+    columns = _columns(results, lambda result: result.latency_us.p99 / 1000)
+    return Row(
+        number="3",
+        name="added-p99",
+        title="p99 at 200 requests per second, open loop",
+        unit="ms",
+        figures=_spreads(columns),
+        compared=paired(difference, columns["gateway"], columns["direct"]),
+        compared_unit="ms over direct",
+        goal=Goal(2.0),
+        errors=_errors(results),
+    )
+
+
+def streams(bench: Bench) -> Row:
+    """Measure streams per second, 16 at once, each of 200 events written at once."""
+    return _throughput(
+        bench, STREAM, 16,
+        number="4", name="streams", title="streams of 200 events, 16 at once", goal=Goal(0.40, is_least=True),
+    )  # fmt: skip
+
+
+def streams_without_usage(bench: Bench) -> Row:
+    """Measure the same when the request does not ask for usage, so the gateway must ask and take it out."""
+    prompt = Prompt(streams=True, wants_usage=False)
+    return _throughput(
+        bench, prompt, 16,
+        number="4b", name="streams-edited", title="streams, usage not asked for by the client", goal=None,
+    )  # fmt: skip
+
+
+def paced_streams(bench: Bench) -> Row:
+    """Measure how late events arrive on 1,000 streams of 20 events a second."""
+    prompt = Prompt(streams=True, pace_ms=50, events=200)
+    load = Load(
+        connections=MANY_STREAMS,
+        ramp=bench.seconds(0.8, 2),
+        warmup=bench.seconds(0.2, 1),
+        seconds=bench.seconds(1.2, 6),
+        drain=0,
+        reads_events=True,
+    )
+    results = bench.interleave(prompt, load)
+    columns = _columns(results, lambda result: result.event_delay_us.p99 / 1000)
+    return Row(
+        number="5",
+        name="paced-streams",
+        title="p99 event delay, 1,000 streams of 20 events per second",
+        unit="ms",
+        figures=_spreads(columns),
+        compared=paired(difference, columns["gateway"], columns["nginx"]),
+        compared_unit="ms over nginx",
+        goal=Goal(0.5),
+        errors=_errors(results),
+        notes=_event_rate_notes(results),
+    )
+
+
+def _event_rate_notes(results: Results) -> tuple[str, ...]:
+    """Say which subject could not keep up: the delay of events that never came is not in the figure."""
+    expected = MANY_STREAMS * EVENTS_PER_SECOND
+    rates = {
+        name: Spread.of([result.event_delay_us.count / result.seconds for result in list_]).median
+        for name, list_ in results.items()
+    }
+    return tuple(
+        f"{name} delivered {rate:,.0f} of {expected:,} events per second"
+        for name, rate in rates.items()
+        if rate < 0.97 * expected
+    )
+
+
+def first_byte(bench: Bench) -> Row:
+    """Measure the time to the first byte of content on one stream after another."""
+    prompt = Prompt(streams=True, pace_ms=1, events=5)
+    load = Load(connections=1, warmup=0.2, seconds=bench.seconds(0.9, 3))
+    results = bench.interleave(prompt, load)
+    columns = _columns(results, lambda result: result.first_byte_us.p50 / 1000)
+    return Row(
+        number="6",
+        name="first-byte",
+        title="p50 time to first byte of a stream",
+        unit="ms",
+        figures=_spreads(columns),
+        compared=paired(difference, columns["gateway"], columns["direct"]),
+        compared_unit="ms over direct",
+        goal=Goal(0.4),
+        errors=_errors(results),
+    )
+
+
+def long_prompts(bench: Bench) -> Row:
+    """Measure requests per second with bodies of 100 kB."""
+    return _throughput(
+        bench, LONG_CHAT, 64,
+        number="12", name="long-prompts", title="requests of 100 kB, 64 connections",
+        goal=Goal(0.35, is_least=True),
+    )  # fmt: skip
+
+
+def alias_splice(bench: Bench) -> Row:
+    """Measure the same when the gateway replaces the model's name in every body."""
+    return _throughput(
+        bench, Prompt(body_size=LONG_CHAT.body_size, model=ALIAS), 64,
+        number="12b", name="alias-splice", title="requests of 100 kB, model name replaced", goal=None,
+    )  # fmt: skip
