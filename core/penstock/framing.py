@@ -1,0 +1,297 @@
+"""Find where a message body ends while its raw bytes go through; sans-IO (RFC 9112 6 and 7).
+
+Invariants: where a body ends, what its payload is and whether it is refused do not depend on how the bytes
+are cut into reads; a byte is judged in the read in which it arrives; only one unfinished line is ever held.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal, NoReturn, Protocol
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+_MAX_SIZE_LINE_BYTES = 1024  # a size needs 17; the rest is for chunk extensions
+
+_TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+"
+_TEXT = rb"[\t\x20-\x7e\x80-\xff]"
+_QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
+_EXTENSION = rb"[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?" % (_TOKEN, _TOKEN, _QUOTED)
+_size_line = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n").match
+_next_size_line = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n").match
+_extended_size_line = re.compile(rb"([0-9A-Fa-f]{1,15})(?:%b)*\r\n" % _EXTENSION).fullmatch
+_trailer_line = re.compile(rb"(%b):%b*\r\n" % (_TOKEN, _TEXT)).fullmatch
+# What an unfinished line may look like: whatever cannot become a good line is refused at once.
+_size_line_start = re.compile(rb"[0-9A-Fa-f]{1,15}\r?").fullmatch
+_extended_size_line_start = re.compile(rb"[0-9A-Fa-f]{1,15}[ \t]*(?:;%b*)?\r?" % _TEXT).fullmatch
+_trailer_line_start = re.compile(rb"\r|%b(?::%b*\r?)?" % (_TOKEN, _TEXT)).fullmatch
+
+# Fields that frame, route or authenticate a message mean nothing after its body (RFC 9110 6.5.1).
+_FORBIDDEN_TRAILERS = frozenset(
+    (
+        b"authorization",
+        b"connection",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"cookie",
+        b"host",
+        b"proxy-authorization",
+        b"set-cookie",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"x-api-key",
+    )
+)
+
+_Phase = Literal["size", "payload end", "trailer"]
+
+
+class FramingError(Exception):
+    """Say that a body is not framed as HTTP/1.1 demands; `message` never repeats what was sent."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Framing(Protocol):
+    """Follow one body through the reads that carry it."""
+
+    complete: bool
+
+    def feed(self, data: bytes) -> int:
+        """Return how many leading bytes of `data` belong to this body; raises FramingError."""
+
+    def finish_on_eof(self) -> bool:
+        """Tell whether the body is whole when the connection ends here."""
+
+
+class LengthFraming:
+    """Follow a body of `length` bytes."""
+
+    __slots__ = ("_remaining", "complete")
+
+    def __init__(self, length: int) -> None:
+        self._remaining = length
+        self.complete = length == 0
+
+    def feed(self, data: bytes) -> int:
+        """Return how many leading bytes of `data` belong to this body."""
+        size = len(data)
+        remaining = self._remaining
+        if size < remaining:
+            self._remaining = remaining - size
+            return size
+        self._remaining = 0
+        self.complete = True
+        return remaining
+
+    def finish_on_eof(self) -> bool:
+        """Tell whether all announced bytes have come."""
+        return self.complete
+
+
+class CloseFraming:
+    """Follow a body that ends where the connection does."""
+
+    __slots__ = ("complete",)
+
+    def __init__(self) -> None:
+        self.complete = False
+
+    def feed(self, data: bytes) -> int:
+        """Return the length of `data`: all of it belongs to this body."""
+        return 0 if self.complete else len(data)
+
+    def finish_on_eof(self) -> bool:
+        """Complete the body."""
+        self.complete = True
+        return True
+
+
+class ChunkedFraming:
+    """Follow a chunked body to the end of its trailer section (RFC 9112 7.1).
+
+    Chunk extensions are refused unless `allow_extensions`; then they must be well formed. Lines end in CRLF,
+    sizes are 1 to 15 hexadecimal digits, the trailer section with its closing CRLF may have up to
+    `max_trailer_bytes`.
+    After a FramingError the object must not be fed again.
+    """
+
+    __slots__ = (
+        "_allow_extensions",
+        "_line",
+        "_max_trailer_bytes",
+        "_phase",
+        "_remaining",
+        "_trailer_bytes",
+        "complete",
+    )
+
+    def __init__(self, *, allow_extensions: bool, max_trailer_bytes: int = 8192) -> None:
+        self._allow_extensions = allow_extensions
+        self._max_trailer_bytes = max_trailer_bytes
+        self._phase: _Phase = "size"
+        self._remaining = 0  # payload bytes of the current chunk still to come; the phase counts when it is 0
+        self._line = b""  # the beginning of a line whose end has not come yet
+        self._trailer_bytes = 0
+        self.complete = False
+
+    def copy(self) -> ChunkedFraming:
+        """Return an independent follower that stands at the same place."""
+        twin = ChunkedFraming(
+            allow_extensions=self._allow_extensions, max_trailer_bytes=self._max_trailer_bytes
+        )
+        twin._phase = self._phase
+        twin._remaining = self._remaining
+        twin._line = self._line
+        twin._trailer_bytes = self._trailer_bytes
+        twin.complete = self.complete
+        return twin
+
+    def feed(self, data: bytes, payload: list[bytes] | None = None) -> int:
+        """Return how many leading bytes of `data` belong to this body; append their payload to `payload`.
+
+        Raises FramingError.
+        """
+        position = 0
+        end = len(data)
+        while position < end and not self.complete:
+            if self._remaining:
+                position = self._pass_chunks(data, position, payload)
+            else:
+                position = self._pass_line(data, position)
+        return position
+
+    def finish_on_eof(self) -> bool:
+        """Tell whether the closing chunk and its trailer section have come."""
+        return self.complete
+
+    def _pass_chunks(self, data: bytes, start: int, payload: list[bytes] | None) -> int:
+        size = self._remaining
+        end = len(data)
+        while True:
+            stop = start + size
+            if stop > end:
+                self._remaining = stop - end
+                if payload is not None:
+                    payload.append(data[start:])
+                return end
+            if payload is not None:
+                payload.append(data[start:stop])
+            # One match checks the CRLF behind the payload and reads the size line that follows it.
+            match = _next_size_line(data, stop)
+            if match is None:
+                self._remaining = 0
+                self._phase = "payload end"
+                return stop
+            start = match.end()
+            size = int(match[1], 16)
+            if not size:
+                self._remaining = 0
+                self._phase = "trailer"
+                return start
+
+    def _pass_line(self, data: bytes, start: int) -> int:
+        if self._phase == "size" and not self._line:
+            match = _size_line(data, start)
+            if match is not None:
+                self._begin_chunk(int(match[1], 16))
+                return match.end()
+        stop = data.find(b"\n", start) + 1
+        self._check_line_length(len(self._line) + (stop or len(data)) - start)
+        if not stop:
+            self._line += data[start:]
+            self._check_line_start(self._line)
+            return len(data)
+        line = self._line + data[start:stop]
+        self._line = b""
+        self._end_line(line)
+        return stop
+
+    def _check_line_length(self, size: int) -> None:
+        if self._phase == "trailer":
+            if self._trailer_bytes + size > self._max_trailer_bytes:
+                raise FramingError(f"the trailer section is longer than {self._max_trailer_bytes} bytes")
+        elif size > _MAX_SIZE_LINE_BYTES:
+            raise FramingError(f"a chunk size line is longer than {_MAX_SIZE_LINE_BYTES} bytes")
+
+    def _check_line_start(self, line: bytes) -> None:
+        if self._phase == "trailer":
+            if _trailer_line_start(line) is None:
+                raise FramingError("a line of the trailer section is malformed")
+        elif self._phase == "payload end":
+            if line != b"\r":
+                raise FramingError("a chunk does not end in CRLF after the bytes it announced")
+        elif (_extended_size_line_start if self._allow_extensions else _size_line_start)(line) is None:
+            self._refuse_size_line(line)
+
+    def _end_line(self, line: bytes) -> None:
+        if self._phase == "trailer":
+            self._trailer_bytes += len(line)
+            if line == b"\r\n":
+                self.complete = True
+                return
+            match = _trailer_line(line)
+            if match is None:
+                raise FramingError("a line of the trailer section is malformed")
+            if match[1].lower() in _FORBIDDEN_TRAILERS:
+                raise FramingError("the trailer section holds a field that is not allowed after a body")
+        elif self._phase == "payload end":
+            if line != b"\r\n":
+                raise FramingError("a chunk does not end in CRLF after the bytes it announced")
+            self._phase = "size"
+        else:
+            match = _size_line(line)
+            if match is None and self._allow_extensions:
+                match = _extended_size_line(line)
+            if match is None:
+                self._refuse_size_line(line)
+            self._begin_chunk(int(match[1], 16))
+
+    def _begin_chunk(self, size: int) -> None:
+        self._remaining = size
+        if not size:
+            self._phase = "trailer"
+
+    def _refuse_size_line(self, line: bytes) -> NoReturn:
+        if not self._allow_extensions and b";" in line:
+            raise FramingError("chunk extensions are refused")
+        raise FramingError("a chunk size is not a line of 1 to 15 hexadecimal digits closed by CRLF")
+
+
+class ChunkedDecoder:
+    """Take the payload out of a chunked body, from its beginning or from where a follower stands."""
+
+    __slots__ = ("_framing", "unused")
+
+    def __init__(self, *, allow_extensions: bool) -> None:
+        self._framing = ChunkedFraming(allow_extensions=allow_extensions)
+        self.unused = b""
+
+    @classmethod
+    def from_state(cls, framing: ChunkedFraming) -> ChunkedDecoder:
+        """Return a decoder for the bytes that follow those `framing` has seen; `framing` stays as it is."""
+        decoder = cls(allow_extensions=False)
+        decoder._framing = framing.copy()
+        return decoder
+
+    @property
+    def complete(self) -> bool:
+        """Tell whether the closing chunk and its trailer section have come."""
+        return self._framing.complete
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the payload in `data`; bytes behind the body gather in `unused`. Raises FramingError."""
+        payload: list[bytes] = []
+        used = self._framing.feed(data, payload)
+        if used < len(data):
+            self.unused += data[used:]
+        return b"".join(payload)
+
+
+def encode_chunk(data: bytes) -> bytes:
+    """Return `data` as one chunk, or nothing for no bytes: an empty chunk would end the body."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
