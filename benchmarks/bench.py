@@ -22,6 +22,7 @@ from benchmarks.processes import (
     wait_for_answer,
 )
 from benchmarks.prompts import Prompt, build_requests, write_requests
+from benchmarks.report import Spread, paired
 
 ALIAS = "fast"
 PROXIES = ("gateway", "nginx")
@@ -36,6 +37,28 @@ class Subject:
     port: int
     program: Popen[bytes] | None = None
     start_seconds: float = 0.0
+
+
+@attrs.frozen
+class Measured:
+    """For each subject, by name: what every window gave, and the row's figure of it."""
+
+    results: Mapping[str, Sequence[LoadResult]]
+    values: Mapping[str, Sequence[float]]
+
+    @property
+    def spreads(self) -> dict[str, Spread]:
+        """Summarise the figure for each subject."""
+        return {name: Spread.of(values) for name, values in self.values.items()}
+
+    @property
+    def errors(self) -> int:
+        """Count the answers that failed, of all subjects."""
+        return sum(result.errors for list_ in self.results.values() for result in list_)
+
+    def compare(self, combine: Callable[..., float], *names: str) -> Spread:
+        """Combine the figures of the named subjects window by window."""
+        return paired(combine, *(self.values[name] for name in names))
 
 
 @attrs.define
@@ -121,20 +144,23 @@ class Bench:
             yield
 
     def interleave(
-        self, prompt: Prompt, load: Load, names: Sequence[str] = SUBJECTS
-    ) -> Mapping[str, list[LoadResult]]:
-        """Measure A B C, B C A, C A B, … so that no subject always follows the same one."""
-        results: dict[str, list[LoadResult]] = {name: [] for name in names}
-        for number in range(self.rounds):
-            turn = number % len(names)
-            for name in (*names[turn:], *names[:turn]):
+        self, prompt: Prompt, load: Load, figure: Callable[[LoadResult], float], slices: int = 1
+    ) -> Measured:
+        """Measure A B C, B C A, C A B, … so that no subject always follows the same one.
+
+        Args:
+            figure: what the row is about; shown while the row is measured.
+            slices: how many windows each round is cut into, for figures that drift within seconds.
+        """
+        results: dict[str, list[LoadResult]] = {name: [] for name in SUBJECTS}
+        for number in range(self.rounds * slices):
+            turn = number % len(SUBJECTS)
+            for name in (*SUBJECTS[turn:], *SUBJECTS[:turn]):
                 result = self.measure(self.standing(name), prompt, load)
                 results[name].append(result)
-                self.say(
-                    f"    round {number + 1} {name}: {result.per_second:,.0f}/s, "
-                    f"p50 {result.latency_us.p50:,.0f} µs, {result.errors} errors"
-                )
-        return results
+                self.say(f"    {number + 1} {name}: {figure(result):,.3f}, {result.errors} errors")
+        values = {name: [figure(result) for result in list_] for name, list_ in results.items()}
+        return Measured(results, values)
 
     @contextmanager
     def mock_on(self, plan: CorePlan) -> Iterator[int]:

@@ -60,7 +60,7 @@ def idle_memory(bench: Bench) -> Row:
         goal=Goal(45),
         notes=(
             "RSS added up over the process tree",
-            f"shared pages counted by share (PSS): gateway {shared['gateway']:.1f}, nginx {shared['nginx']:.1f} MB",
+            f"PSS (shared pages by share): gateway {shared['gateway']:.1f}, nginx {shared['nginx']:.1f} MB",
         ),
     )
 

@@ -36,12 +36,20 @@ def ratio(one: float, other: float) -> float:
     return one / other if other else float("inf")
 
 
-def added_ratio(gateway: float, nginx: float, direct: float) -> float:
+def added_ratio(gateway: Sequence[float], nginx: Sequence[float], direct: Sequence[float]) -> Spread:
     """Compare what the gateway adds to a direct call with what nginx adds to it.
 
-    When nginx adds nothing that can be measured, the result is infinite.
+    The ratio is one of medians: in a single window nginx may add next to nothing, and a ratio to next to
+    nothing says nothing. Least and greatest come from the windows in which nginx added something.
     """
-    return ratio(gateway - direct, nginx - direct) if nginx > direct else float("inf")
+    by_gateway, by_nginx = paired(difference, gateway, direct), paired(difference, nginx, direct)
+    middle = ratio(by_gateway.median, by_nginx.median) if by_nginx.median > 0 else float("inf")
+    windows = [
+        (one - base) / (other - base)
+        for one, other, base in zip(gateway, nginx, direct, strict=True)
+        if other > base
+    ] or [middle]
+    return Spread(middle, min(*windows, middle), max(*windows, middle), len(gateway))
 
 
 def difference(one: float, other: float) -> float:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
-from benchmarks.bench import ALIAS, Bench
+from benchmarks.bench import ALIAS, Bench, Measured
 from benchmarks.generator import Load, LoadResult
 from benchmarks.prompts import Prompt
-from benchmarks.report import Goal, Row, Spread, added_ratio, difference, paired, ratio
-
-Results = Mapping[str, list[LoadResult]]
-Figure = Callable[[LoadResult], float]
+from benchmarks.report import Goal, Row, Spread, added_ratio, difference, ratio
 
 MOCK_HEADROOM = 3.0
 CHAT = Prompt()
@@ -18,18 +13,6 @@ LONG_CHAT = Prompt(body_size=100_000)
 STREAM = Prompt(streams=True)
 MANY_STREAMS = 1000
 EVENTS_PER_SECOND = 20
-
-
-def _columns(results: Results, figure: Figure) -> dict[str, list[float]]:
-    return {name: [figure(result) for result in list_] for name, list_ in results.items()}
-
-
-def _spreads(columns: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
-    return {name: Spread.of(values) for name, values in columns.items()}
-
-
-def _errors(results: Results) -> int:
-    return sum(result.errors for list_ in results.values() for result in list_)
 
 
 def _per_second(result: LoadResult) -> float:
@@ -40,34 +23,33 @@ def _throughput(
     bench: Bench, prompt: Prompt, connections: int, *, number: str, name: str, title: str, goal: Goal | None
 ) -> Row:
     load = Load(connections=connections, warmup=bench.seconds(0.25, 1), seconds=bench.seconds(0.8, 3))
-    results = bench.interleave(prompt, load)
-    columns = _columns(results, _per_second)
+    measured = bench.interleave(prompt, load, _per_second)
     return Row(
         number=number,
         name=name,
         title=title,
         unit="per second",
-        figures=_spreads(columns),
-        compared=paired(ratio, columns["gateway"], columns["nginx"]),
+        figures=measured.spreads,
+        compared=measured.compare(ratio, "gateway", "nginx"),
         compared_unit="x nginx",
         goal=goal,
-        errors=_errors(results),
-        notes=(*_headroom_notes(columns), *_size_notes(results, prompt)),
+        errors=measured.errors,
+        notes=(*_headroom_notes(measured), *_size_notes(measured, prompt)),
     )
 
 
-def _headroom_notes(columns: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
-    headroom = paired(ratio, columns["direct"], columns["nginx"]).median
+def _headroom_notes(measured: Measured) -> tuple[str, ...]:
+    headroom = measured.compare(ratio, "direct", "nginx").median
     if headroom >= MOCK_HEADROOM:
         return (f"the mock alone is {headroom:.1f} times as fast as nginx",)
     return (f"the mock alone is only {headroom:.1f} times as fast as nginx: the machine is the bottleneck",)
 
 
-def _size_notes(results: Results, prompt: Prompt) -> tuple[str, ...]:
+def _size_notes(measured: Measured, prompt: Prompt) -> tuple[str, ...]:
     """Say when answers through the gateway have another size: nothing here asks for a change."""
     if prompt.streams and not prompt.wants_usage:
         return ()
-    sizes = {name: list_[0].bytes_per_answer for name, list_ in results.items()}
+    sizes = {name: list_[0].bytes_per_answer for name, list_ in measured.results.items()}
     if sizes["gateway"] == sizes["direct"]:
         return ()
     return (f"answers hold {sizes['gateway']:,.1f} bytes instead of {sizes['direct']:,.1f}",)
@@ -83,37 +65,35 @@ def requests(bench: Bench) -> Row:
 
 def added_p50(bench: Bench) -> Row:
     """Measure what is added to a single call at a time."""
-    load = Load(connections=1, warmup=bench.seconds(0.2, 1), seconds=bench.seconds(0.8, 3))
-    results = bench.interleave(CHAT, load)
-    columns = _columns(results, lambda result: result.latency_us.p50)
+    load = Load(connections=1, warmup=bench.seconds(0.1, 0.5), seconds=bench.seconds(0.5, 2))
+    measured = bench.interleave(CHAT, load, lambda result: result.latency_us.p50, slices=2)
     return Row(
         number="2",
         name="added-p50",
         title="p50 at 1 connection",
         unit="µs in all",
-        figures=_spreads(columns),
-        compared=paired(added_ratio, columns["gateway"], columns["nginx"], columns["direct"]),
+        figures=measured.spreads,
+        compared=added_ratio(*(measured.values[name] for name in ("gateway", "nginx", "direct"))),
         compared_unit="x what nginx adds",
         goal=Goal(2.0),
-        errors=_errors(results),
+        errors=measured.errors,
     )
 
 
 def added_p99(bench: Bench) -> Row:
     """Measure the p99 in an open loop, each latency counted from the time the request was due."""
     load = Load(connections=32, rate=200, warmup=bench.seconds(0.2, 1), seconds=bench.seconds(2, 10))
-    results = bench.interleave(CHAT, load)
-    columns = _columns(results, lambda result: result.latency_us.p99 / 1000)
+    measured = bench.interleave(CHAT, load, lambda result: result.latency_us.p99 / 1000)
     return Row(
         number="3",
         name="added-p99",
         title="p99 at 200 requests per second, open loop",
         unit="ms",
-        figures=_spreads(columns),
-        compared=paired(difference, columns["gateway"], columns["direct"]),
+        figures=measured.spreads,
+        compared=measured.compare(difference, "gateway", "direct"),
         compared_unit="ms over direct",
         goal=Goal(2.0),
-        errors=_errors(results),
+        errors=measured.errors,
     )
 
 
@@ -145,28 +125,27 @@ def paced_streams(bench: Bench) -> Row:
         drain=0,
         reads_events=True,
     )
-    results = bench.interleave(prompt, load)
-    columns = _columns(results, lambda result: result.event_delay_us.p99 / 1000)
+    measured = bench.interleave(prompt, load, lambda result: result.event_delay_us.p99 / 1000)
     return Row(
         number="5",
         name="paced-streams",
         title="p99 event delay, 1,000 streams of 20 events per second",
         unit="ms",
-        figures=_spreads(columns),
-        compared=paired(difference, columns["gateway"], columns["nginx"]),
+        figures=measured.spreads,
+        compared=measured.compare(difference, "gateway", "nginx"),
         compared_unit="ms over nginx",
         goal=Goal(0.5),
-        errors=_errors(results),
-        notes=_event_rate_notes(results),
+        errors=measured.errors,
+        notes=_event_rate_notes(measured),
     )
 
 
-def _event_rate_notes(results: Results) -> tuple[str, ...]:
+def _event_rate_notes(measured: Measured) -> tuple[str, ...]:
     """Say which subject could not keep up: the delay of events that never came is not in the figure."""
     expected = MANY_STREAMS * EVENTS_PER_SECOND
     rates = {
         name: Spread.of([result.event_delay_us.count / result.seconds for result in list_]).median
-        for name, list_ in results.items()
+        for name, list_ in measured.results.items()
     }
     return tuple(
         f"{name} delivered {rate:,.0f} of {expected:,} events per second"
@@ -179,18 +158,17 @@ def first_byte(bench: Bench) -> Row:
     """Measure the time to the first byte of content on one stream after another."""
     prompt = Prompt(streams=True, pace_ms=1, events=5)
     load = Load(connections=1, warmup=0.2, seconds=bench.seconds(0.9, 3))
-    results = bench.interleave(prompt, load)
-    columns = _columns(results, lambda result: result.first_byte_us.p50 / 1000)
+    measured = bench.interleave(prompt, load, lambda result: result.first_byte_us.p50 / 1000)
     return Row(
         number="6",
         name="first-byte",
         title="p50 time to first byte of a stream",
         unit="ms",
-        figures=_spreads(columns),
-        compared=paired(difference, columns["gateway"], columns["direct"]),
+        figures=measured.spreads,
+        compared=measured.compare(difference, "gateway", "direct"),
         compared_unit="ms over direct",
         goal=Goal(0.4),
-        errors=_errors(results),
+        errors=measured.errors,
     )
 
 

@@ -48,6 +48,9 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
 }
 
 
+BUSY_LOAD = 0.5
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 0, or 1 when a row could not be measured or answers failed."""
     options = _parse(arguments)
@@ -75,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             is_quick=options.quick,
             say=_say,
         )
+        if facts.load_average > BUSY_LOAD:
+            _say("warning: something else keeps this machine busy: expect noise")
         if bench.plan.is_shared:
             _say("warning: too few cores, so load, mock and gateway share them: expect noise")
         measured = _measure(bench, [name for name in ROWS if _is_chosen(name, options.only)])
