@@ -75,12 +75,21 @@ def quote(text: str) -> bytes:
         return json.dumps(text).encode()
 
 
+def root(body: bytes) -> Span:
+    """Find the top-level value; that it is one value, and nothing else, is not checked."""
+    start = _after_space(body, len(_BOM) if body.startswith(_BOM) else 0)
+    end = len(body.rstrip(_SPACE))
+    if start >= end:
+        raise SpliceError(f"offset {start}: expected a value")
+    return Span(start, end)
+
+
 def find(body: bytes, path: Path) -> Span | None:
     """Find the value at path, the last one where names are duplicated; negative indexes count from the end.
 
     Raises SpliceError where the walk meets malformed JSON.
     """
-    span = _root(body)
+    span = root(body)
     for depth, step in enumerate(path):
         found = list(_matches(body, span, step, whole=depth == 0))
         if not found:
@@ -91,7 +100,7 @@ def find(body: bytes, path: Path) -> Span | None:
 
 def find_all(body: bytes, path: Path) -> list[Span]:
     """Find the values at path under every duplicate of every name on it, in order of appearance."""
-    spans = [_root(body)]
+    spans = [root(body)]
     for depth, step in enumerate(path):
         spans = [hit for span in spans for hit in _matches(body, span, step, whole=depth == 0)]
     return spans
@@ -203,7 +212,7 @@ def remove_everywhere(body: bytes, name: str) -> bytes:
         return body
     cuts: list[tuple[Span, bytes]] = []
     stack: list[list[int]] = []  # per open container: the closing bracket it needs, whether a member stays
-    position = _root(body).start
+    position = root(body).start
     while (found := _to_name(body, position)) is not None:
         position = found.end()
         if found[1]:
@@ -248,15 +257,6 @@ def _nest(body: bytes, position: int, stack: list[list[int]]) -> None:
 
 def _spell(path: Path) -> str:
     return "/" + "/".join(map(str, path))
-
-
-def _root(body: bytes) -> Span:
-    """Find the top-level value; that it is one value is checked by whoever walks it."""
-    start = _after_space(body, len(_BOM) if body.startswith(_BOM) else 0)
-    end = len(body.rstrip(_SPACE))
-    if start >= end:
-        raise SpliceError(f"offset {start}: expected a value")
-    return Span(start, end)
 
 
 def _matches(body: bytes, span: Span, step: str | int, *, whole: bool) -> Iterator[Span]:
