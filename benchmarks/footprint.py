@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import attrs
 from benchmarks.bench import PROXIES, Bench, Subject
 from benchmarks.generator import Load, LoadResult
 from benchmarks.machine import RESERVED, CorePlan, plan_cores
@@ -159,10 +160,10 @@ def workers(bench: Bench) -> Row:
         goal=Goal(3.2, is_least=True),
     )
     missing = f"{WORKERS} workers are not measurable on {len(bench.cores)} cores"
-    if bench.gateway_command.template is not None:
-        return _with_notes(row, "not measured: a gateway command of its own has no workers to choose")
+    if not bench.gateway_command.can_choose_workers:
+        return attrs.evolve(row, notes=("not measured: the gateway's command has no place for {workers}",))
     if fitting < 2:
-        return _with_notes(row, missing)
+        return attrs.evolve(row, notes=(missing,))
     plans = {count: plan_cores(bench.cores, count) for count in (1, fitting)}
     rates: dict[int, list[float]] = {count: [] for count in plans}
     errors = 0
@@ -173,14 +174,10 @@ def workers(bench: Bench) -> Row:
             errors += result.errors
             bench.say(f"    round {number + 1} {count} workers: {result.per_second:,.0f}/s")
     scaling = [ratio(many, one) for many, one in zip(rates[fitting], rates[1], strict=True)]
-    return Row(
-        number=row.number,
-        name=row.name,
-        title=row.title,
-        unit=row.unit,
+    return attrs.evolve(
+        row,
         figures={"gateway": Spread.of(rates[fitting])},
         compared=Spread.of(scaling),
-        compared_unit=row.compared_unit,
         goal=row.goal if fitting == WORKERS else None,
         errors=errors,
         notes=() if fitting == WORKERS else (f"{missing}; shown: {fitting} against 1, each on its own core",),
@@ -194,15 +191,3 @@ def _run_workers(bench: Bench, count: int, plan: CorePlan) -> LoadResult:
         bench.fresh("gateway", workers=count, plan=plan, mock_port=mock_port) as subject,
     ):
         return bench.measure(subject, CHAT, load, plan)
-
-
-def _with_notes(row: Row, *notes: str) -> Row:
-    return Row(
-        number=row.number,
-        name=row.name,
-        title=row.title,
-        unit=row.unit,
-        compared_unit=row.compared_unit,
-        goal=row.goal,
-        notes=notes,
-    )

@@ -66,15 +66,20 @@ def write_configuration(folder: Path, port: int, upstream: int) -> Path:
 
 @attrs.frozen
 class GatewayCommand:
-    """How to start the gateway: `penstock serve`, or any command with {port}, {upstream} and {config}."""
+    """How to start the gateway: `penstock serve`, or any command with {port}, {upstream} and so on."""
 
     template: str | None = None
+
+    @property
+    def can_choose_workers(self) -> bool:
+        """Whether the number of workers has a place in the command."""
+        return self.template is None or "{workers}" in self.template
 
     def write(self, folder: Path, port: int, upstream: int, workers: int = 1) -> list[str]:
         """Write the configuration into the folder; return the command that serves it."""
         config = write_configuration(folder, port, upstream)
         if self.template is not None:
-            places = {"port": port, "upstream": upstream, "config": config}
+            places = {"port": port, "upstream": upstream, "config": config, "workers": workers}
             return [part.format(**places) for part in shlex.split(self.template)]
         command = [str(Path(sys.executable).with_name("penstock")), "serve", "--config", str(config)]
         return command if workers == 1 else [*command, "--workers", str(workers)]

@@ -99,7 +99,7 @@ def _body(prompt: Prompt, number: int, random: Random) -> dict[str, object]:
     if prompt.events:
         metadata["events"] = str(prompt.events)
     options["metadata"] = metadata
-    text = _text(prompt.body_size - 320 + random.randrange(-40, 40), random)
+    text = _text(prompt.body_size - 240 + random.randrange(-40, 40), random)
     messages = [
         {"role": "system", "content": "You answer questions about hydro-electric power, briefly."},
         {"role": "user", "content": text},

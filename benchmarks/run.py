@@ -94,7 +94,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="ROW", help=f"rows by number or name: {names}")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds per row (5, with --quick 3)")
     parser.add_argument(
-        "--gateway", metavar="CMD", help="command with {port}, {upstream}, {config} instead of penstock serve"
+        "--gateway",
+        metavar="CMD",
+        help="command with {port}, {upstream}, {config}, {workers} instead of penstock serve",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure to a file")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
