@@ -315,3 +315,27 @@ def test_refusals_never_repeat_what_was_sent() -> None:
             read_request_head(request(b"sk-secret", lines.replace(b"1", b"sk-secret")))
         assert "sk-secret" not in refused.value.message
         assert str(refused.value) == refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("vector", "words"),
+    [
+        ("bare LF", "bare CR or LF"),
+        ("bare CR", "bare CR or LF"),
+        ("NUL", "control bytes"),
+        ("folded line", "folded"),
+        ("blank before the colon", "white space"),
+        ("no colon", "no colon"),
+        ("name not a token", "not a token"),
+        ("length and coding", "together with Content-Length"),
+        ("two equal lengths", "Content-Length is given more than once"),
+        ("signed length", "not a number"),
+        ("chunked twice", "Transfer-Encoding is given more than once"),
+        ("coding list", "only transfer coding"),
+    ],
+)
+def test_refusal_names_the_rule_that_was_broken(vector: str, words: str) -> None:
+    with pytest.raises(HeadError, match=words):
+        read_request_head(request(FIELD_VECTORS[vector]))
+    with pytest.raises(HeadError, match=words):
+        read_response_head(response(FIELD_VECTORS[vector]))
