@@ -1,13 +1,14 @@
 """Content codings undone within bounds: gzip, deflate, br and zstd, also stacked (RFC 9110, 8.4).
 
-Decoding works in pieces of at most 64 KiB and stops at the first byte too many, so a bomb costs no more memory
-than its bound. brotli and zstandard are optional: without them those codings are unknown here.
+Decoding works in pieces of at most 64 KiB and stops at the first byte too many, so a bomb costs no more
+memory than its bound. brotli and zstandard are optional: without them those codings are unknown here.
 """
 
 import functools
 import sys
 import zlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Protocol
 
 _PIECE = 64 * 1024
@@ -34,13 +35,14 @@ class BombError(CodingError):
 class _Stage(Protocol):
     """Undo one coding; complete is true wherever the content may end."""
 
-    complete: bool
+    @property
+    def complete(self) -> bool: ...
 
     def feed(self, data: bytes) -> None: ...
 
 
 class _Zlib:
-    """Undo gzip, of any number of members (RFC 1952), or deflate, with zlib's wrapper or without (RFC 1950, 1951)."""
+    """Undo gzip, of any number of members (RFC 1952), or deflate, wrapped or bare (RFC 1950, 1951)."""
 
     def __init__(self, emit: Emit, *, is_gzip: bool) -> None:
         self.complete = False
@@ -114,9 +116,9 @@ class _Zstandard:
 
         self._frames = _ZstdFrames()
         self._error: type[Exception] = zstandard.ZstdError
-        self._stream = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_writer(
-            _Sink(emit), write_size=_PIECE
-        )
+        sink: Any = _Sink(emit)
+        frames = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+        self._stream = frames.stream_writer(sink, write_size=_PIECE)
 
     @property
     def complete(self) -> bool:
@@ -195,7 +197,7 @@ class _ZstdFrames:
 class _StandardZstd:
     """Undo zstd with the standard library of Python 3.14."""
 
-    def __init__(self, emit: Emit, module: Any) -> None:
+    def __init__(self, emit: Emit, module: ModuleType) -> None:
         self.complete = False
         self._emit = emit
         self._error: type[Exception] = module.ZstdError
@@ -256,8 +258,8 @@ def supported_codings() -> tuple[bytes, ...]:
 def trim_accept_encoding(value: bytes | None) -> bytes | None:
     """Cut an Accept-Encoding down to codings that can be undone here.
 
-    Order, weights and spelling of those that stay are kept, and the whole value where all do; ``*`` goes, because
-    it asks for anything. ``identity`` if nothing is left, None for None.
+    Order, weights and spelling of those that stay are kept, and the whole value where all do; ``*`` goes,
+    because it asks for anything. ``identity`` if nothing is left, None for None.
     """
     if value is None:
         return None
@@ -344,7 +346,7 @@ class Decoder:
         return decoded
 
     def finish(self) -> bytes:
-        """Take the end of the content; nothing is ever left to return, but content cut off raises CodingError."""
+        """Take the end of the content; nothing is ever left over, but content cut off raises CodingError."""
         if not self.complete:
             raise CodingError("the content is cut off")
         return b""
@@ -357,7 +359,7 @@ def decode(body: bytes, codings: bytes, max_output: int) -> bytes:
 
 
 def decode_prefix(body: bytes, codings: bytes, max_output: int) -> bytes:
-    """Undo the codings of the first part of a body, up to about max_output bytes; more is left alone, not a bomb.
+    """Undo the codings of the first part of a body, up to max_output bytes; more is left alone, no bomb.
 
     Raises UnknownCoding, and CodingError where the content is corrupt.
     """

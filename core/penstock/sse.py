@@ -37,8 +37,8 @@ class SSEError(ValueError):
 class EventSplitter:
     """Cut a stream of bytes into raw events, each with its blank line.
 
-    An event larger than max_event_bytes raises SSEError from feed: passing it on unsplit would let it go unread
-    past whoever inspects events. Its bytes stay in pending, for a caller who forwards them all the same.
+    An event larger than max_event_bytes raises SSEError from feed: passing it on unsplit would let it go
+    unread past whoever inspects events. Its bytes stay in pending, for a caller who forwards them all the same.
     """
 
     __slots__ = ("_held", "_searched", "max_event_bytes", "newline")
@@ -188,8 +188,8 @@ def first_event(buffer: bytes) -> tuple[Event, int] | None:
 def is_error_event(event: Event) -> bool:
     """Tell whether an event reports an error instead of content.
 
-    It does if it is named ``error``, or if its payload is a JSON object with an ``error`` member that is not null
-    (OpenAI, Groq, OpenRouter) or with ``"type":"error"`` (Anthropic).
+    It does if it is named ``error``, or if its payload is a JSON object with an ``error`` member that is not
+    null (OpenAI, Groq, OpenRouter) or with ``"type":"error"`` (Anthropic).
     """
     if event.name == "error":
         return True
@@ -209,7 +209,7 @@ def is_error_event(event: Event) -> bool:
 def replace_payload(raw: bytes, payload: bytes) -> bytes:
     """Put another payload into a raw event; other lines, line ends and the spacing of ``data:`` are kept.
 
-    Line ends in the payload make one data line each. An event without data lines gets them before its blank line.
+    Line ends in the payload make one data line each. An event without data lines gets them at its end.
     """
     lines: list[bytes] = []
     is_done = False
