@@ -151,7 +151,9 @@ def format_markdown(rows: Sequence[Row]) -> str:
 
 def _format_notes(rows: Sequence[Row], form: str) -> list[str]:
     notes = [form.format(row.number, note) for row in rows for note in row.notes]
-    return notes + [form.format(row.number, f"{row.errors} failed answers") for row in rows if row.errors]
+    return notes + [
+        form.format(row.number, f"{row.errors} failed answers") for row in rows if row.errors and row.figures
+    ]
 
 
 def format_facts(facts: Facts) -> str:
