@@ -1,3 +1,118 @@
-"""Core of the gateway."""
+"""Penstock: a plugin-based AI gateway. The names here are the public API for plugins and embedding programs."""
+
+from penstock.asgi import Mount
+from penstock.endpoints import Endpoint
+from penstock.errors import ConfigurationError, PenstockError, PluginError, RequestError, UpstreamError
+from penstock.forwarding import (
+    Address,
+    address_of,
+    bearer,
+    editable,
+    forward,
+    header_fields,
+    put_model,
+    with_headers,
+)
+from penstock.headers import Headers
+from penstock.heads import RequestHead, ResponseHead, read_response_head
+from penstock.hookspecs import hookimpl
+from penstock.http_providers import AnthropicProvider, HTTPProvider, OpenAIProvider
+from penstock.keys import display_prefix, hash_key, is_well_formed, new_key
+from penstock.metering import BodyWindow
+from penstock.models import (
+    Attempt,
+    Candidate,
+    Exchange,
+    Principal,
+    ProviderBinding,
+    Request,
+    Response,
+    Secret,
+    StateKey,
+    Timeouts,
+    TraceContext,
+    Usage,
+)
+from penstock.peek import RequestPeek
+from penstock.providers import (
+    Origin,
+    Provider,
+    Receiver,
+    ResponseFilter,
+    Transport,
+    UpstreamRequest,
+    UpstreamResponse,
+)
+from penstock.relay import Chunk
+from penstock.services import (
+    BindingDirectory,
+    Clock,
+    Fetch,
+    FetchedResponse,
+    KeyDirectory,
+    KeyRecord,
+    Services,
+)
+from penstock.sse import Event
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Address",
+    "AnthropicProvider",
+    "Attempt",
+    "BindingDirectory",
+    "BodyWindow",
+    "Candidate",
+    "Chunk",
+    "Clock",
+    "ConfigurationError",
+    "Endpoint",
+    "Event",
+    "Exchange",
+    "Fetch",
+    "FetchedResponse",
+    "HTTPProvider",
+    "Headers",
+    "KeyDirectory",
+    "KeyRecord",
+    "Mount",
+    "OpenAIProvider",
+    "Origin",
+    "PenstockError",
+    "PluginError",
+    "Principal",
+    "Provider",
+    "ProviderBinding",
+    "Receiver",
+    "Request",
+    "RequestError",
+    "RequestHead",
+    "RequestPeek",
+    "Response",
+    "ResponseFilter",
+    "ResponseHead",
+    "Secret",
+    "Services",
+    "StateKey",
+    "Timeouts",
+    "TraceContext",
+    "Transport",
+    "UpstreamError",
+    "UpstreamRequest",
+    "UpstreamResponse",
+    "Usage",
+    "address_of",
+    "bearer",
+    "display_prefix",
+    "editable",
+    "forward",
+    "hash_key",
+    "header_fields",
+    "hookimpl",
+    "is_well_formed",
+    "new_key",
+    "put_model",
+    "read_response_head",
+    "with_headers",
+]

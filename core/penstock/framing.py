@@ -169,6 +169,37 @@ class ChunkedFraming:
         """Tell whether the closing chunk and its trailer section have come."""
         return self.complete
 
+    def continuation(self, payload: bytes) -> bytes:
+        """Return wire bytes that bring `payload` to the reader of a body that broke off where this follower stands.
+
+        The body stays unfinished. Empty once the closing chunk has begun: nothing can follow it.
+        """
+        if self._phase == "trailer" or self.complete:
+            return b""
+        if self._remaining:
+            inside, rest = payload[: self._remaining], payload[self._remaining :]
+            return inside + (b"\r\n" + encode_chunk(rest) if rest else b"")
+        if self._phase == "payload end":
+            return b"\r\n"[len(self._line) :] + encode_chunk(payload)
+        return self._finish_size_line(payload)
+
+    def _finish_size_line(self, payload: bytes) -> bytes:
+        line = self._line
+        if not line:
+            return encode_chunk(payload)
+        if line.endswith(b"\r"):
+            ending = b"\n"
+        elif b";" in line or len(line) > 11:
+            ending = b"\r\n"
+        else:
+            ending = b"ffff\r\n"  # room enough for any payload, whatever the digits so far
+        follower = self.copy()
+        try:
+            follower.feed(ending)
+        except FramingError:
+            return b""
+        return ending + follower.continuation(payload)
+
     def _pass_chunks(self, data: bytes, start: int, payload: list[bytes] | None) -> int:
         size = self._remaining
         end = len(data)

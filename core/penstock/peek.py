@@ -7,12 +7,13 @@ refuses too, or what is not an object, is an error. With duplicate names the las
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from penstock import splice
-from penstock.splice import SpliceError
+from penstock.splice import Span, SpliceError
 
 _MAX_PARTS = 1_000
 _MAX_PART_HEAD = 16 * 1024
@@ -205,14 +206,14 @@ _disposition = re.compile(
 def peek_multipart(body: bytes, content_type: bytes) -> RequestPeek:
     """Look into a multipart/form-data body (RFC 7578); the contents of files are skipped, not read.
 
-    At most 1,000 parts, 16 KiB of headers in each and 64 KiB of a field are looked at. Raises PeekError if
-    there is no boundary, or the body does not have it.
+    At most 1,000 parts, 16 KiB of headers in each and 64 KiB of a field are looked at; of several fields with one
+    name the last counts. Raises PeekError if there is no boundary, or the body does not have it.
     """
-    found = _boundary(content_type)
-    if not is_multipart(content_type) or found is None:
-        raise PeekError("expected multipart/form-data with a boundary")
-    boundary = found[2] or re.sub(rb"\\(.)", rb"\1", found[1])
-    fields = _form_fields(body, b"--" + boundary)
+    fields = {
+        name: body[start:end].decode("utf-8", "replace")
+        for name, start, end in _form_fields(body, content_type)
+        if end - start <= _MAX_FIELD
+    }
     stream = fields.get("stream", "").lower()
     known = {
         "model": fields.get("model"),
@@ -225,9 +226,29 @@ def peek_multipart(body: bytes, content_type: bytes) -> RequestPeek:
     return RequestPeek(**known)  # type: ignore[arg-type]
 
 
-def _form_fields(body: bytes, delimiter: bytes) -> dict[str, str]:
-    """Read the short text fields of a form; of several with one name the last."""
-    fields: dict[str, str] = {}
+def replace_form_field(body: bytes, content_type: bytes, name: str, value: bytes) -> bytes:
+    """Replace the value of every field of that name in a multipart form; every other byte is kept.
+
+    Raises PeekError if there is none, or the value cannot stand in this form.
+    """
+    if b"--" + _boundary_of(content_type) in value:
+        raise PeekError("expected a value that does not contain the boundary of the form")
+    spans = [Span(start, end) for found, start, end in _form_fields(body, content_type) if found == name]
+    if not spans:
+        raise PeekError(f"expected a form field {name}")
+    return splice.edit(body, [(span, value) for span in spans])
+
+
+def _boundary_of(content_type: bytes) -> bytes:
+    found = _boundary(content_type)
+    if not is_multipart(content_type) or found is None:
+        raise PeekError("expected multipart/form-data with a boundary")
+    return found[2] or re.sub(rb"\\(.)", rb"\1", found[1])
+
+
+def _form_fields(body: bytes, content_type: bytes) -> Iterator[tuple[str, int, int]]:
+    """Yield name, start and end of each field of a form that is no file."""
+    delimiter = b"--" + _boundary_of(content_type)
     line = _delimiter_line(body, delimiter, 0)
     if line is None:
         raise PeekError("expected the boundary in the multipart body")
@@ -236,13 +257,10 @@ def _form_fields(body: bytes, delimiter: bytes) -> dict[str, str]:
         line = _delimiter_line(body, delimiter, head)
         if line is None:
             break
-        end = line[0]
-        head_end = body.find(b"\r\n\r\n", head, min(end, head + _MAX_PART_HEAD))
-        if head_end >= 0 and end - head_end - 4 <= _MAX_FIELD:
-            name = _part_name(body[head + 2 : head_end])
-            if name is not None:
-                fields[name] = body[head_end + 4 : end].decode("utf-8", "replace")
-    return fields
+        head_end = body.find(b"\r\n\r\n", head, min(line[0], head + _MAX_PART_HEAD))
+        name = None if head_end < 0 else _part_name(body[head + 2 : head_end])
+        if name is not None:
+            yield name, head_end + 4, line[0]
 
 
 def _delimiter_line(body: bytes, delimiter: bytes, position: int) -> tuple[int, int] | None:

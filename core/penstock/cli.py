@@ -1,0 +1,165 @@
+"""The ``penstock`` command. Results go to standard output, messages to standard error; exit 1 failed, 2 usage.
+
+Commands of other distributions come in through the entry-point group ``penstock.commands``, loaded when they are run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from penstock import __version__
+from penstock.errors import ConfigurationError
+
+COMMAND_GROUP = "penstock.commands"
+DEFAULT_FILE = "penstock.toml"
+
+
+class Commands(click.Group):
+    """Find commands here, in entry points, and among the plugins that the configuration enables."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        offered = {point.name for point in importlib.metadata.entry_points(group=COMMAND_GROUP)}
+        return sorted({*super().list_commands(ctx), *offered})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            return command
+        for point in importlib.metadata.entry_points(group=COMMAND_GROUP, name=cmd_name):
+            loaded = point.load()
+            return loaded if isinstance(loaded, click.Command) else None
+        return self._from_enabled_plugins(ctx, cmd_name)
+
+    def _from_enabled_plugins(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if not Path(DEFAULT_FILE).is_file():
+            return None
+        from penstock.config import read_file  # noqa: PLC0415
+        from penstock.hooks import collect  # noqa: PLC0415
+        from penstock.plugins import load  # noqa: PLC0415
+        from penstock.services import Services  # noqa: PLC0415
+
+        configuration = read_file(Path(DEFAULT_FILE))
+        manager, _ = load(configuration, Services(configuration.gateway.namespace))
+        collect(manager, "register_commands", cli=self)
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="penstock")
+def cli() -> None:
+    """Penstock: one endpoint in front of every model provider."""
+
+
+_config_option = click.option(
+    "--config", "-c", "path", type=click.Path(dir_okay=False, path_type=Path), default=DEFAULT_FILE, show_default=True,
+    help="Configuration file.",
+)  # fmt: skip
+
+
+@cli.command()
+@_config_option
+@click.option("--listen", help="HOST:PORT, over the file's.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes on one port, over the file's.")
+def serve(path: Path, listen: str | None, workers: int | None) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the file again."""
+    from penstock.config import read_file  # noqa: PLC0415
+    from penstock.serving import serve_forever  # noqa: PLC0415
+
+    overrides: dict[str, Any] = {}
+    if listen is not None:
+        overrides["listen"] = listen
+    if workers is not None:
+        overrides["workers"] = workers
+    sys.exit(serve_forever(lambda: read_file(path, overrides)))
+
+
+@cli.command()
+@_config_option
+@click.option("--explain", is_flag=True, help="Show each setting with where it came from.")
+def check(path: Path, *, explain: bool) -> None:
+    """Validate configuration and plugins without serving; one line per fault."""
+    from penstock.config import read_file  # noqa: PLC0415
+    from penstock.serving import check_configuration  # noqa: PLC0415
+
+    configuration = read_file(path)
+    check_configuration(configuration)
+    if explain:
+        import attrs  # noqa: PLC0415
+
+        for field in attrs.fields(type(configuration.gateway)):
+            value = getattr(configuration.gateway, field.name)
+            click.echo(f"{field.name} = {value!r}  ({configuration.origins.get(field.name, 'default')})")
+    click.echo(f"{path}: ok, {len(configuration.gateway.plugins)} plugins", err=True)
+
+
+@cli.command("hash-key")
+@click.option("--pepper-env", default="PENSTOCK_PEPPER", show_default=True, help="Variable that holds the pepper.")
+def hash_key_command(pepper_env: str) -> None:
+    """Read a virtual key on standard input and print the hash a configuration may hold."""
+    import os  # noqa: PLC0415
+
+    from penstock.keys import hash_key  # noqa: PLC0415
+
+    pepper = os.environ.get(pepper_env)
+    if not pepper:
+        raise ConfigurationError(f"environment: {pepper_env} is not set; keys are hashed under a pepper")
+    click.echo(hash_key(pepper.encode(), sys.stdin.readline().strip().encode()).hex())
+
+
+@cli.command("new-key")
+@click.option("--env", type=click.Choice(["live", "test"]), default="live", show_default=True)
+@click.option("--namespace", default="penstock", show_default=True)
+def new_key_command(env: Literal["live", "test"], namespace: str) -> None:
+    """Print a fresh virtual key; put it, or its hash, into the configuration."""
+    from penstock.keys import new_key  # noqa: PLC0415
+
+    click.echo(new_key(namespace, env))
+
+
+@cli.group()
+def plugins() -> None:
+    """Look at plugins."""
+
+
+_format_option = click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
+
+
+@plugins.command("list")
+@_config_option
+@_format_option
+def plugins_list(path: Path, form: str) -> None:
+    """List installed plugins, and which of them the configuration enables, in order."""
+    from penstock.reports import list_plugins, print_rows  # noqa: PLC0415
+
+    print_rows(list_plugins(path if path.is_file() else None), form)
+
+
+@plugins.command("show")
+@click.argument("name")
+@_config_option
+@_format_option
+def plugins_show(name: str, path: Path, form: str) -> None:
+    """Show one plugin: hooks, declared needs, settings."""
+    from penstock.reports import print_rows, show_plugin  # noqa: PLC0415
+
+    print_rows(show_plugin(name, path if path.is_file() else None), form)
+
+
+def main() -> None:
+    """Run the command line; configuration faults are lines on standard error and exit status 2."""
+    try:
+        cli(standalone_mode=False)
+    except ConfigurationError as error:
+        for fault in error.faults:
+            click.echo(f"penstock: {fault}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(130)

@@ -1,0 +1,82 @@
+"""The endpoints of the data plane: which method and path speak which dialect.
+
+A request whose path is not here belongs to a mounted ASGI application or is refused with the list of endpoints.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen
+class Endpoint:
+    """Name one operation of the data plane; ``upstream_path`` of a provider is its base URL plus ``suffix``."""
+
+    dialect: str
+    operation: str
+    path: str
+    methods: tuple[bytes, ...] = (b"POST",)
+    has_model: bool = True
+    """Whether the body (or the path) names a model."""
+    is_multipart: bool = False
+
+    @property
+    def family(self) -> str:
+        """The vendor whose error envelope and headers the route uses: ``openai``, ``anthropic`` or ``gemini``."""
+        return self.dialect.partition(".")[0]
+
+
+_POST = (
+    Endpoint("openai.chat", "chat", "/v1/chat/completions"),
+    Endpoint("openai.responses", "responses", "/v1/responses"),
+    Endpoint("anthropic.messages", "messages", "/v1/messages"),
+    Endpoint("anthropic.messages", "count_tokens", "/v1/messages/count_tokens"),
+    Endpoint("openai.completions", "completions", "/v1/completions"),
+    Endpoint("openai.embeddings", "embeddings", "/v1/embeddings"),
+    Endpoint("openai.moderations", "moderations", "/v1/moderations"),
+    Endpoint("openai.images", "images_generations", "/v1/images/generations"),
+    Endpoint("openai.images", "images_edits", "/v1/images/edits", is_multipart=True),
+    Endpoint("openai.audio", "speech", "/v1/audio/speech"),
+    Endpoint("openai.audio", "transcriptions", "/v1/audio/transcriptions", is_multipart=True),
+)
+MODELS = Endpoint("openai.models", "models", "/v1/models", (b"GET",), has_model=False)
+MODEL = Endpoint("openai.models", "model", "/v1/models/{id}", (b"GET",), has_model=False)
+RESPONSE_BY_ID = Endpoint("openai.responses", "response", "/v1/responses/{id}", (b"GET", b"DELETE"), has_model=False)
+RESPONSE_CANCEL = Endpoint("openai.responses", "response_cancel", "/v1/responses/{id}/cancel", has_model=False)
+RESPONSE_ITEMS = Endpoint(
+    "openai.responses", "response_items", "/v1/responses/{id}/input_items", (b"GET",), has_model=False
+)
+GEMINI = Endpoint(
+    "gemini.generate", "gemini", "/v1beta/{path}", (b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"), has_model=True
+)
+UNKNOWN = Endpoint("openai.unknown", "unknown", "", (), has_model=False)
+"""Stands for every path that is none of ours, so that a refusal too is an exchange with a log line and a trace."""
+ALL = (*_POST, MODELS, MODEL, RESPONSE_BY_ID, RESPONSE_CANCEL, RESPONSE_ITEMS, GEMINI)
+"""Every endpoint in the order the documentation lists them."""
+
+EXACT: dict[bytes, Endpoint] = {endpoint.path.encode(): endpoint for endpoint in (*_POST, MODELS)}
+_RESPONSES = b"/v1/responses/"
+_MODELS = b"/v1/models/"
+
+
+def find_endpoint(path: bytes) -> Endpoint | None:
+    """Return the endpoint of a path without its query, or None; whether the method fits is the caller's question."""
+    endpoint = EXACT.get(path)
+    if endpoint is not None:
+        return endpoint
+    if path.startswith(b"/v1beta/"):
+        return GEMINI
+    if path.startswith(_MODELS) and len(path) > len(_MODELS):
+        return MODEL
+    if path.startswith(_RESPONSES):
+        return _find_stored_response(path[len(_RESPONSES) :])
+    return None
+
+
+def _find_stored_response(rest: bytes) -> Endpoint | None:
+    identifier, slash, action = rest.partition(b"/")
+    if not identifier:
+        return None
+    if not slash:
+        return RESPONSE_BY_ID
+    return {b"cancel": RESPONSE_CANCEL, b"input_items": RESPONSE_ITEMS}.get(action)

@@ -1,0 +1,165 @@
+"""Build upstream requests that forward the client's own bytes: the part every HTTP provider shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+import attrs
+
+from penstock import splice
+from penstock.codings import trim_accept_encoding
+from penstock.envelopes import header_stem
+from penstock.errors import ConfigurationError, RequestError
+from penstock.headers import Headers, forward_request_fields
+from penstock.heads import RequestHead
+from penstock.inspection import inspectable_body
+from penstock.models import Candidate, Exchange, ProviderBinding, Request
+from penstock.forms import replace_form_field
+from penstock.providers import Origin, ResponseFilter, UpstreamRequest
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@attrs.frozen(eq=False)
+class Address:
+    """Where a binding's requests go, put together once."""
+
+    origin: Origin
+    base_path: bytes
+    first_fields: bytes = attrs.field(repr=False)
+    """Host."""
+    last_fields: bytes = attrs.field(repr=False)
+    """The credential and the binding's extra headers."""
+    namespace_prefix: bytes
+
+
+def address_of(
+    binding: ProviderBinding, default_base_url: str | None, credential: tuple[tuple[bytes, bytes], ...], namespace: str
+) -> Address:
+    """Return the address of a binding; ``credential`` are header fields. Raises ConfigurationError for a bad URL."""
+    base_url = binding.base_url or default_base_url
+    if not base_url:
+        raise ConfigurationError(f"binding {binding.name!r}: base_url: is missing, and its type has no default")
+    parts = urlsplit(base_url)
+    try:
+        port = parts.port
+    except ValueError:
+        raise ConfigurationError(f"binding {binding.name!r}: base_url: the port is no number") from None
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise ConfigurationError(f"binding {binding.name!r}: base_url: must be http://host… or https://host…")
+    if parts.query or parts.fragment or parts.username:
+        raise ConfigurationError(f"binding {binding.name!r}: base_url: takes no user, query or fragment")
+    host = parts.hostname if ":" not in parts.hostname else f"[{parts.hostname}]"
+    authority = host if port in (None, _DEFAULT_PORTS[parts.scheme]) else f"{host}:{port}"
+    last = b"".join([b"%b: %b\r\n" % field for field in (*credential, *binding.extra_headers)])
+    return Address(
+        Origin(parts.scheme, parts.hostname, port or _DEFAULT_PORTS[parts.scheme], binding.proxy, binding.http2),
+        parts.path.rstrip("/").encode(),
+        b"host: %b\r\n" % authority.encode("idna" if not authority.isascii() else "ascii"),
+        last,
+        b"x-" + header_stem(namespace).lower() + b"-",
+    )
+
+
+def bearer(binding: ProviderBinding, header: bytes = b"authorization") -> tuple[tuple[bytes, bytes], ...]:
+    """Return the binding's credential as a header field; none where it has no credential."""
+    if binding.credential is None:
+        return ()
+    value = binding.credential.reveal().encode()
+    return ((header, b"Bearer " + value if header == b"authorization" else value),)
+
+
+def forward(
+    exchange: Exchange,
+    candidate: Candidate,
+    address: Address,
+    *,
+    path: bytes,
+    body: bytes | None = None,
+    response_filter: ResponseFilter | None = None,
+) -> UpstreamRequest:
+    """Return the client's request for the candidate's upstream.
+
+    ``path`` is appended to the base path, the client's query follows. ``body`` is given where it was edited; the model
+    is spliced here if the candidate's differs from the one asked for.
+    """
+    request = exchange.request
+    head: RequestHead = request.head
+    if body is None:
+        body = request.body
+    if candidate.model is not None and request.endpoint.has_model and candidate.model != exchange.peek.model:
+        if body is request.body:
+            body = editable(request)
+        body = put_model(request, body, candidate.model)
+    if body is not request.body and b"content-encoding" in head.headers:
+        head = without_fields(head, b"content-encoding")
+    fields = [address.first_fields, forward_request_fields(head, address.namespace_prefix)]
+    accepted = trim_accept_encoding(head.headers.get(b"accept-encoding"))
+    if response_filter is not None:
+        accepted = b"identity"
+    if accepted is not None:
+        fields.append(b"accept-encoding: %b\r\n" % accepted)
+    fields.append(address.last_fields)
+    if candidate.binding.propagate_trace:
+        fields.append(_trace_fields(exchange))
+    target = address.base_path + path
+    if request.query:
+        target += b"?" + request.query
+    return UpstreamRequest(
+        address.origin,
+        head.method,
+        target or b"/",
+        b"".join(fields),
+        body,
+        candidate.binding.timeouts,
+        response_filter,
+    )
+
+
+def editable(request: Request) -> bytes:
+    """Return the body of a request about to be edited, its content coding undone."""
+    coding = request.headers.get(b"content-encoding")
+    return request.body if coding is None else inspectable_body(request, coding)
+
+
+def put_model(request: Request, body: bytes, model: str) -> bytes:
+    """Return the body with its model replaced and every other byte kept."""
+    content_type = request.headers.get(b"content-type") or b""
+    try:
+        if content_type.startswith(b"multipart/"):
+            return replace_form_field(body, content_type, "model", model.encode())
+        return splice.replace(body, ("model",), splice.quote(model))
+    except (splice.SpliceError, ValueError) as error:
+        raise RequestError("bad_request", f"The model cannot be replaced in this body: {error}.") from None
+
+
+def without_fields(head: RequestHead, *names: bytes) -> RequestHead:
+    """Return a head without some header fields."""
+    headers = head.headers.without(names)
+    return with_headers(head, headers)
+
+
+def with_headers(head: RequestHead, headers: Headers) -> RequestHead:
+    """Return a head with other headers."""
+    block = b"".join([b"%b: %b\r\n" % field for field in headers])
+    return attrs.evolve(head, headers=headers, fields=block)
+
+
+def header_fields(table: Mapping[str, str], *, where: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Turn configured extra headers into fields. Raises ConfigurationError for what would break a head."""
+    fields = []
+    for name, value in table.items():
+        if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+            raise ConfigurationError(f"{where}: {name!r} is no header name")
+        if not value.isascii() or not value.isprintable():
+            raise ConfigurationError(f"{where}: the value of {name!r} may hold printable ASCII only")
+        fields.append((name.encode(), value.encode()))
+    return tuple(fields)
+
+
+def _trace_fields(exchange: Exchange) -> bytes:
+    trace = exchange.trace
+    span_id = exchange.attempts[-1].span_id if exchange.attempts else trace.span_id
+    fields = b"traceparent: 00-%b-%b-%b\r\n" % (trace.trace_id, span_id, trace.flags)
+    return fields if trace.state is None else fields + b"tracestate: %b\r\n" % trace.state

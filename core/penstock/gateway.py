@@ -1,0 +1,184 @@
+"""Wire configuration, plugins, transports and listener together; start, reload, drain, stop.
+
+A *generation* is one loaded configuration. Every exchange runs in the generation that was current when it began;
+a reload builds the next one completely, swaps it in, and closes the old one once its exchanges have ended. A file that
+cannot be used changes nothing.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import anyio
+import attrs
+import structlog
+
+from penstock import plugins as plugin_loader
+from penstock.asgi import Mount
+from penstock.config import Configuration, TLSConfig
+from penstock.errors import ConfigurationError
+from penstock.fetch import Fetcher
+from penstock.hooks import collect, compile_hooks
+from penstock.pipeline import Pipeline
+from penstock.plugins import Plugin
+from penstock.server import Server
+from penstock.services import Fetch, Services
+from penstock.telemetry import Telemetry
+from penstock.upstream import UpstreamTransports
+
+_RESERVED_PREFIXES = ("/v1", "/v1beta", "/healthz", "/readyz")
+
+
+@attrs.define(eq=False)
+class Generation:
+    """One loaded configuration and what was built of it."""
+
+    configuration: Configuration
+    services: Services
+    plugins: tuple[Plugin, ...]
+    pipeline: Pipeline
+    mounts: tuple[Mount, ...]
+    lifespans: list[tuple[str, Any]]
+    in_flight: int = 0
+    _stack: AsyncExitStack = attrs.Factory(AsyncExitStack)
+
+    async def start(self) -> None:
+        """Enter the plugins' lifespans in order. What was entered is left again if one fails."""
+        for name, lifespan in self.lifespans:
+            try:
+                await self._stack.enter_async_context(lifespan)
+            except ConfigurationError:
+                await self._stack.aclose()
+                raise
+            except Exception as error:
+                await self._stack.aclose()
+                raise ConfigurationError(f"plugin {name!r} did not start: {type(error).__name__}: {error}") from error
+
+    async def stop(self) -> None:
+        """Leave the lifespans in reverse."""
+        await self._stack.aclose()
+
+
+def build_generation(
+    configuration: Configuration, transports: UpstreamTransports, telemetry: Telemetry
+) -> Generation:
+    """Build everything a configuration asks for, without I/O. Raises ConfigurationError."""
+    gateway = configuration.gateway
+    services = Services(gateway.namespace)
+    services.provide(Fetch, Fetcher(transports))  # type: ignore[type-abstract]
+    manager, plugins = plugin_loader.load(configuration, services)
+    hooks = compile_hooks(manager)
+    if not hooks.authenticate and not gateway.anonymous:
+        raise ConfigurationError(
+            f"{configuration.source}: [gateway] plugins: none of them authenticates, so anybody could call; "
+            'add "virtual_keys", or set anonymous = true if that is meant'
+        )
+    for name, providers in collect(manager, "register_providers"):
+        for provider in providers or ():
+            _add_provider(services, name, provider)
+    pipeline = Pipeline(
+        hooks, transports, telemetry, gateway.limits.max_body_bytes, gateway.drain_after_disconnect
+    )
+    mounts = tuple(_checked_mounts(collect(manager, "register_routes")))
+    return Generation(configuration, services, plugins, pipeline, mounts, collect(manager, "lifespan"))
+
+
+def _add_provider(services: Services, plugin: str, provider: Any) -> None:
+    missing = [name for name in ("type", "dialects", "build", "read_usage") if not hasattr(provider, name)]
+    if missing:
+        raise ConfigurationError(f"plugin {plugin!r} registers a provider without {', '.join(missing)}")
+    services.providers.add(provider)
+
+
+def _checked_mounts(found: list[tuple[str, Any]]) -> list[Mount]:
+    mounts = []
+    for plugin, offered in found:
+        for mount in offered or ():
+            prefix = mount.prefix
+            if not prefix.startswith("/") or prefix.endswith("/"):
+                raise ConfigurationError(f"plugin {plugin!r}: mount prefix {prefix!r} must be like '/console'")
+            if any(prefix == taken or prefix.startswith(taken + "/") for taken in _RESERVED_PREFIXES):
+                raise ConfigurationError(f"plugin {plugin!r}: {prefix!r} belongs to the data plane")
+            mounts.append(mount)
+    return mounts
+
+
+def build_tls(config: TLSConfig) -> ssl.SSLContext:
+    """Return the listener's TLS context. Raises ConfigurationError naming the file at fault."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(config.certificate, config.key)
+    except OSError as error:
+        raise ConfigurationError(
+            f"[gateway.tls]: certificate {config.certificate} and key {config.key} cannot be loaded: "
+            f"{error.strerror or 'they do not fit together'}"
+        ) from error
+    return context
+
+
+class Gateway:
+    """The running process: configuration, plugins, listeners, upstream connections."""
+
+    def __init__(self, configuration: Configuration, telemetry: Telemetry | None = None) -> None:
+        """Build everything without I/O. Raises ConfigurationError."""
+        gateway = configuration.gateway
+        self.configuration = configuration
+        self.telemetry = telemetry or Telemetry()
+        self.transports = UpstreamTransports(gateway.upstream, gateway.namespace)
+        self.generation = build_generation(configuration, self.transports, self.telemetry)
+        self._tls = None if gateway.tls is None else build_tls(gateway.tls)
+        self.server = Server(gateway.limits, gateway.namespace, scheme="http" if self._tls is None else "https")
+        self._log = structlog.get_logger("penstock")
+        self._retired: list[Generation] = []
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Server]:
+        """Start plugins and the server's tasks; on leaving, drain and stop. Listen with ``listen``."""
+        async with anyio.create_task_group() as tasks:
+            await self.generation.start()
+            try:
+                self.server.generation = self.generation
+                self.telemetry.start()
+                await self.server.run_until_drained(tasks, [self.transports])
+                yield self.server
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._stop()
+                tasks.cancel_scope.cancel()
+
+    async def _stop(self) -> None:
+        await self.server.drain()
+        await self.transports.aclose()
+        for generation in (*self._retired, self.generation):
+            await generation.stop()
+        self.telemetry.stop()
+
+    async def listen(self, *, reuse_port: bool = False, sock: Any = None) -> int:
+        """Open the configured listener; returns its port. Raises OSError."""
+        host, port = self.configuration.gateway.address
+        return await self.server.listen(host, port, tls=self._tls, reuse_port=reuse_port, sock=sock)
+
+    async def reload(self, read: Callable[[], Configuration]) -> None:
+        """Replace the plugins by those of a configuration read anew; all or nothing. Raises ConfigurationError."""
+        configuration = read()
+        if configuration.gateway.namespace != self.configuration.gateway.namespace:
+            raise ConfigurationError(f"{configuration.source}: [gateway] namespace: needs a restart to change")
+        following = build_generation(configuration, self.transports, self.telemetry)
+        await following.start()
+        previous, self.generation = self.generation, following
+        self.server.generation = following
+        self.configuration = configuration
+        self._retired.append(previous)
+        await self._retire(previous)
+
+    async def _retire(self, generation: Generation) -> None:
+        with anyio.move_on_after(self.server.limits.drain_timeout):
+            while generation.in_flight:
+                await anyio.sleep(0.05)
+        self._retired.remove(generation)
+        await generation.stop()

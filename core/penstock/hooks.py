@@ -1,0 +1,148 @@
+"""Collect hook implementations with pluggy once, and call compiled tuples ever after.
+
+pluggy validates and orders; it cannot await, and its ``firstresult`` is silently wrong for coroutines. So each hook is
+compiled, at start, into a tuple of calls that know whether they must be awaited. This module and ``plugins`` are the
+only ones that know pluggy.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pluggy
+
+from penstock import hookspecs
+from penstock.errors import ConfigurationError, PluginError, RequestError
+from penstock.models import Exchange
+from penstock.relay import NO_EDITS, Chunk, Edits
+
+if TYPE_CHECKING:
+    from penstock.providers import ResponseFilter
+
+PER_EXCHANGE = ("authenticate", "pre_request", "select_provider", "on_stream_chunk", "post_response")
+ONCE = ("register_providers", "register_routes", "register_commands", "lifespan")
+
+
+@attrs.define(eq=False)
+class Call:
+    """One plugin's implementation of one hook, timed."""
+
+    plugin: str
+    hook: str
+    function: Callable[..., Any]
+    is_async: bool
+    is_always: bool = True
+    """For on_stream_chunk: whether the plugin sees every exchange's chunks."""
+    calls: int = 0
+    total_ns: int = 0
+    errors: int = 0
+
+    def chunk(self, exchange: Exchange, chunk: Chunk) -> bytes:
+        """Run a synchronous chunk hook; returns the bytes to pass on."""
+        started = perf_counter_ns()
+        try:
+            edited: bytes | None = self.function(exchange, chunk)
+        except RequestError:
+            raise
+        except Exception as error:
+            raise self.failed() from error
+        finally:
+            self.count(started)
+        return chunk.data if edited is None else edited
+
+    async def chunk_async(self, exchange: Exchange, chunk: Chunk) -> bytes:
+        """Run a chunk hook of either kind; returns the bytes to pass on."""
+        if not self.is_async:
+            return self.chunk(exchange, chunk)
+        started = perf_counter_ns()
+        try:
+            edited: bytes | None = await self.function(exchange, chunk)
+        except RequestError:
+            raise
+        except Exception as error:
+            raise self.failed() from error
+        finally:
+            self.count(started)
+        return chunk.data if edited is None else edited
+
+    def count(self, started: int) -> None:
+        self.calls += 1
+        self.total_ns += perf_counter_ns() - started
+
+    def failed(self) -> PluginError:
+        self.errors += 1
+        return PluginError(self.plugin, self.hook)
+
+
+@attrs.frozen(eq=False)
+class Hooks:
+    """Hold every hook as a tuple of calls, in the order they run."""
+
+    authenticate: tuple[Call, ...] = ()
+    pre_request: tuple[Call, ...] = ()
+    select_provider: tuple[Call, ...] = ()
+    on_stream_chunk: tuple[Call, ...] = ()
+    post_response: tuple[Call, ...] = ()
+    settles_async: bool = False
+    """Whether any post_response must be awaited, and so needs shielding."""
+    sees_all_chunks: bool = False
+
+    def edits_for(self, exchange: Exchange, response_filter: ResponseFilter | None) -> Edits:
+        """Return who may change this exchange's response; NO_EDITS where nobody asked."""
+        watchers = exchange.chunk_watchers
+        if watchers is None and not self.sees_all_chunks:
+            return NO_EDITS if response_filter is None else Edits(response_filter)
+        names = watchers or ()
+        calls = tuple(call for call in self.on_stream_chunk if call.is_always or call.plugin in names)
+        if not calls and response_filter is None:
+            return NO_EDITS
+        return Edits(response_filter, calls)
+
+    def all_calls(self) -> Iterable[Call]:
+        for name in PER_EXCHANGE:
+            yield from getattr(self, name)
+
+
+def new_plugin_manager() -> pluggy.PluginManager:
+    """Return a plugin manager that knows the specification."""
+    manager = pluggy.PluginManager("penstock")
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def compile_hooks(manager: pluggy.PluginManager) -> Hooks:
+    """Turn what is registered into tuples. Raises ConfigurationError for what cannot be called."""
+    compiled: dict[str, tuple[Call, ...]] = {name: tuple(_calls(manager, name)) for name in PER_EXCHANGE}
+    compiled["post_response"] = tuple(reversed(compiled["post_response"]))
+    return Hooks(
+        **compiled,
+        settles_async=any(call.is_async for call in compiled["post_response"]),
+        sees_all_chunks=any(call.is_always for call in compiled["on_stream_chunk"]),
+    )
+
+
+def _calls(manager: pluggy.PluginManager, hook: str) -> Iterable[Call]:
+    # pluggy calls from the end of the list, and plugins are registered in reverse order of the configuration.
+    for implementation in reversed(getattr(manager.hook, hook).get_hookimpls()):
+        plugin, function = implementation.plugin_name, implementation.function
+        if implementation.hookwrapper or implementation.wrapper:
+            raise ConfigurationError(f"plugin {plugin!r}: {hook} cannot be a hook wrapper; implement the hook itself")
+        parameters = tuple(implementation.argnames)
+        expected = ("exchange", "chunk") if hook == "on_stream_chunk" else ("exchange",)
+        if parameters != expected:
+            raise ConfigurationError(f"plugin {plugin!r}: {hook} must take ({', '.join(expected)}), has {parameters}")
+        is_always = hook != "on_stream_chunk" or bool(getattr(implementation.plugin, "sees_chunks", False))
+        yield Call(plugin, hook, function, inspect.iscoroutinefunction(function), is_always)
+
+
+def collect(manager: pluggy.PluginManager, hook: str, **arguments: Any) -> list[tuple[str, Any]]:
+    """Call a once-at-start hook on every plugin, in order of the configuration; returns (plugin, result) pairs."""
+    results = []
+    for implementation in reversed(getattr(manager.hook, hook).get_hookimpls()):
+        values = [arguments[name] for name in implementation.argnames]
+        results.append((implementation.plugin_name, implementation.function(*values)))
+    return results

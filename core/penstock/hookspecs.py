@@ -1,0 +1,123 @@
+"""The contract between core and plugins: every hook, in the order of one exchange.
+
+A plugin is a class whose methods carry ``@hookimpl``. Each per-exchange hook takes one argument, the exchange, and may
+be ``def`` or ``async def``; core finds out once, at start, and awaits only what is asynchronous. Prefer ``def`` where
+nothing is awaited: it costs a third. A hook that no enabled plugin implements costs nothing.
+
+An exception other than RequestError out of any hook up to ``select_provider`` ends the exchange with 500
+``plugin_error`` and a log line naming plugin and hook; out of ``on_stream_chunk`` it ends the stream; out of
+``post_response`` it is logged and the other plugins still run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from penstock.models import Candidate, Exchange, Principal, Response
+from penstock.providers import Provider
+
+if TYPE_CHECKING:
+    import click
+
+    from penstock.asgi import Mount
+    from penstock.relay import Chunk
+
+hookspec = pluggy.HookspecMarker("penstock")
+hookimpl = pluggy.HookimplMarker("penstock")
+
+
+# --- once, at start-up ------------------------------------------------------------------------------------------
+
+
+@hookspec
+def register_providers() -> Iterable[Provider]:
+    """Return the providers this plugin brings.
+
+    When: once, while the gateway is built, before any lifespan is entered; no I/O.
+    Returns: Provider objects; two of one type are a configuration error.
+    """
+    raise AssertionError("specification only")
+
+
+@hookspec
+def register_routes() -> Iterable[Mount]:
+    """Return ASGI applications to serve under a path prefix (management API, console, metrics).
+
+    When: once, while the gateway is built. The data plane's own paths cannot be taken.
+    """
+    raise AssertionError("specification only")
+
+
+@hookspec
+def register_commands(cli: click.Group) -> None:
+    """Add commands to ``penstock``; called when a configuration enables the plugin and a command line runs."""
+
+
+@hookspec
+def lifespan() -> AbstractAsyncContextManager[None]:
+    """Return a context manager for resources and background tasks.
+
+    When: entered in the order of the configuration before the gateway listens, left in reverse after the last
+    exchange. May do I/O. An exception on entering stops the start.
+    """
+    raise AssertionError("specification only")
+
+
+# --- per exchange, in this order ----------------------------------------------------------------------------------
+
+
+@hookspec
+def authenticate(exchange: Exchange) -> Principal | None:
+    """Say on whose behalf the request runs.
+
+    When: first, with the complete request in hand. First answer that is not None wins.
+    Returns: a Principal, or None to let the next plugin decide; nobody knowing the caller is 401.
+    Raises: RequestError (``invalid_api_key``, ``virtual_key_revoked``, …). May await; must not block.
+    """
+
+
+@hookspec
+def pre_request(exchange: Exchange) -> Response | None:
+    """Check, refuse, rewrite or answer the request.
+
+    When: after authenticate, each plugin in the order of the configuration.
+    Returns: None to go on, or a Response that answers the client without any upstream.
+    Raises: RequestError to refuse. Rewriting is assigning ``exchange.request`` a changed copy (see penstock.splice).
+    """
+
+
+@hookspec
+def select_provider(exchange: Exchange) -> Candidate | None:
+    """Choose where the next attempt goes.
+
+    When: once per attempt, before the first byte to the client; ``exchange.attempts`` holds those that failed.
+    Returns: a Candidate, or None when this plugin has none (left); first answer wins. None from all ends the exchange
+    with the last upstream answer, or a refusal.
+    Raises: RequestError (``model_not_recognized``, ``model_not_allowed``, …).
+    """
+
+
+@hookspec
+def on_stream_chunk(exchange: Exchange, chunk: Chunk) -> bytes | None:
+    """See, edit, hold back or stop the response on its way to the client.
+
+    When: for each read of the response body, if the plugin declares ``sees_chunks = True`` or asked for this exchange
+    with ``exchange.watch_chunks(name)``; on event streams a chunk is one or more whole events. A final call with
+    ``chunk.is_end`` closes the body.
+    Returns: None keeps the bytes as they are, b"" holds them back, other bytes replace them.
+    Raises: RequestError to stop the stream (the client gets one terminal error event). ``def`` or ``async def``.
+    """
+
+
+@hookspec
+def post_response(exchange: Exchange) -> None:
+    """Settle, record, export.
+
+    When: exactly once per exchange, after the client has its last byte or is gone, refusals and shutdown included; in
+    reverse order of the configuration; bounded in time and shielded from cancellation.
+    ``exchange.usage``, ``exchange.status`` and ``exchange.stream_end`` say what happened.
+    """

@@ -1,0 +1,105 @@
+"""Providers for APIs that speak a dialect of the data plane natively, to be used as they are or subclassed.
+
+They forward the client's bytes; all they know is where paths, credentials and usage are.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from penstock.dialects import anthropic as anthropic_dialect
+from penstock.dialects import openai as openai_dialect
+from penstock.endpoints import Endpoint
+from penstock.errors import ConfigurationError
+from penstock.forwarding import Address, address_of, bearer, editable, forward
+from penstock.metering import BodyWindow
+from penstock.models import Candidate, Exchange, ProviderBinding, Usage
+from penstock.providers import UpstreamRequest
+
+OPENAI_DIALECTS = frozenset(
+    f"openai.{name}"
+    for name in ("chat", "responses", "completions", "embeddings", "moderations", "images", "audio", "models")
+)
+
+
+@attrs.define(eq=False, kw_only=True)
+class HTTPProvider:
+    """Keep the address of each binding; subclasses say how to build and read."""
+
+    type: str
+    namespace: str = "penstock"
+    default_base_url: str | None = None
+    model_prefixes: tuple[str, ...] = ()
+    key_header: bytes = b"authorization"
+    dialects: frozenset[str] = frozenset()
+    known_settings: tuple[str, ...] = ("key_header",)
+    _addresses: dict[ProviderBinding, Address] = attrs.Factory(dict)
+
+    def check(self, binding: ProviderBinding) -> None:
+        """Put the binding's address together. Raises ConfigurationError where that cannot work."""
+        unknown = [name for name in binding.settings if name not in self.known_settings]
+        if unknown:
+            known = ", ".join(self.known_settings) or "none"
+            raise ConfigurationError(f"binding {binding.name!r}: settings.{unknown[0]}: unknown; {self.type} knows {known}")
+        header = str(binding.settings.get("key_header", self.key_header.decode())).lower().encode()
+        self._addresses[binding] = address_of(binding, self.default_base_url, bearer(binding, header), self.namespace)
+
+    def address(self, binding: ProviderBinding) -> Address:
+        address = self._addresses.get(binding)
+        if address is None:
+            self.check(binding)
+            address = self._addresses[binding]
+        return address
+
+
+@attrs.define(eq=False, kw_only=True)
+class OpenAIProvider(HTTPProvider):
+    """Speak OpenAI's dialects at a base URL that stands for ``/v1``."""
+
+    dialects: frozenset[str] = OPENAI_DIALECTS
+
+    def build(self, exchange: Exchange, candidate: Candidate) -> UpstreamRequest:
+        """Forward the body as it is; on chat streams ask for the usage the client did not ask for."""
+        request = exchange.request
+        path = request.path.removeprefix(b"/v1")
+        address = self.address(candidate.binding)
+        if request.endpoint.dialect != "openai.chat" or not exchange.peek.stream:
+            return forward(exchange, candidate, address, path=path)
+        if exchange.peek.include_usage is not None:
+            return forward(exchange, candidate, address, path=path)
+        body = openai_dialect.ask_for_usage(editable(request), exchange.peek)
+        if body is None:
+            return forward(exchange, candidate, address, path=path)
+        response_filter = None if self._forwards_frame(exchange, candidate) else openai_dialect.UsageFrameFilter()
+        return forward(exchange, candidate, address, path=path, body=body, response_filter=response_filter)
+
+    @staticmethod
+    def _forwards_frame(exchange: Exchange, candidate: Candidate) -> bool:
+        principal = exchange.principal
+        setting = (principal.usage_frame if principal is not None else None) or candidate.binding.usage_frame
+        return setting == "forward"
+
+    def read_usage(self, exchange: Exchange, window: BodyWindow) -> Usage | None:
+        return openai_dialect.read_usage(window, is_stream=exchange.is_stream)
+
+
+@attrs.define(eq=False, kw_only=True)
+class AnthropicProvider(HTTPProvider):
+    """Speak Anthropic's dialect at a base URL with or without ``/v1``."""
+
+    dialects: frozenset[str] = frozenset({"anthropic.messages", "openai.models"})
+    key_header: bytes = b"x-api-key"
+
+    def build(self, exchange: Exchange, candidate: Candidate) -> UpstreamRequest:
+        """Forward the body as it is."""
+        address = self.address(candidate.binding)
+        path = exchange.request.path
+        if address.base_path.endswith(b"/v1"):
+            path = path.removeprefix(b"/v1")
+        return forward(exchange, candidate, address, path=path)
+
+    def read_usage(self, exchange: Exchange, window: BodyWindow) -> Usage | None:
+        endpoint: Endpoint = exchange.request.endpoint
+        if endpoint.operation != "messages":
+            return None
+        return anthropic_dialect.read_usage(window, is_stream=exchange.is_stream)

@@ -1,0 +1,59 @@
+"""The format of virtual keys: how a secret is made, recognised without a look-up, and hashed.
+
+``ps_vk_{live|test}_`` + 26-character ULID + 32 random base62 characters + 6 base62 characters of CRC-32 over all before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import zlib
+from typing import Literal
+
+from penstock.ids import new_ulid
+
+_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_STEMS = {"penstock": "ps", "langwatch": "lw"}
+_RANDOM = 32
+_CHECK = 6
+_TAIL = 26 + _RANDOM + _CHECK
+
+
+def key_stem(namespace: str) -> str:
+    """Return what key prefixes begin with: ``ps`` for penstock, ``lw`` for langwatch, else the namespace itself."""
+    return _STEMS.get(namespace, namespace)
+
+
+def new_key(namespace: str = "penstock", env: Literal["live", "test"] = "live") -> str:
+    """Return a fresh secret; nothing else keeps it."""
+    body = f"{key_stem(namespace)}_vk_{env}_{new_ulid()}" + "".join(secrets.choice(_BASE62) for _ in range(_RANDOM))
+    return body + checksum(body.encode()).decode()
+
+
+def checksum(text: bytes) -> bytes:
+    """Return six base62 digits of CRC-32."""
+    value = zlib.crc32(text)
+    digits = []
+    for _ in range(_CHECK):
+        value, digit = divmod(value, 62)
+        digits.append(_BASE62[digit])
+    return "".join(reversed(digits)).encode()
+
+
+def is_well_formed(secret: bytes, namespace: str = "penstock") -> bool:
+    """Say whether a credential can be one of ours: prefix, length and checksum, no look-up."""
+    stem = key_stem(namespace).encode() + b"_vk_"
+    if not secret.startswith((stem + b"live_", stem + b"test_")) or len(secret) != len(stem) + 5 + _TAIL:
+        return False
+    return checksum(secret[:-_CHECK]) == secret[-_CHECK:]
+
+
+def display_prefix(secret: str) -> str:
+    """Return the part of a secret that may be shown: up to the sixth character of its ULID."""
+    return secret[: len(secret) - _TAIL + 6]
+
+
+def hash_key(pepper: bytes, secret: bytes) -> bytes:
+    """Return HMAC-SHA256 of the secret under the pepper, 32 bytes: the only form a key is stored in."""
+    return hmac.digest(pepper, secret, hashlib.sha256)

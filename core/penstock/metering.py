@@ -1,0 +1,115 @@
+"""A bounded tee on a response body: what usage is read from once the client has its bytes.
+
+The meter keeps the first reads and the last reads as they are; nothing is decoded until the body has ended, and then
+only what was kept. A content-coded body is the exception: it can only be decoded from its start, so it is decoded as
+it passes (after the write to the client) and the decoded text is windowed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import attrs
+
+from penstock.codings import CodingError, Decoder
+from penstock.framing import ChunkedDecoder, ChunkedFraming, FramingError
+
+HEAD_BYTES = 16 * 1024
+TAIL_BYTES = 32 * 1024
+DECODED_LIMIT = 256 * 1024 * 1024
+"""Stop decoding a compressed body for the meter's sake here; the client still gets every byte."""
+
+
+@attrs.frozen
+class BodyWindow:
+    """Hold the start and the end of a de-framed, decoded body; ``tail`` is empty where ``head`` is the whole."""
+
+    head: bytes
+    tail: bytes
+    total_bytes: int
+    """Wire bytes seen, framing included where the relay was raw."""
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.tail
+
+    @property
+    def text(self) -> bytes:
+        return self.head + self.tail
+
+
+class Meter:
+    """Keep the ends of a body. ``add`` is called once per read and costs a list append."""
+
+    __slots__ = ("_before", "_decoded", "_framing", "_head", "_head_bytes", "_tail", "_tail_bytes", "total_bytes")
+
+    def __init__(self, framing: ChunkedFraming | None, content_encoding: bytes | None) -> None:
+        """``framing``: where the raw bytes carry chunk framing, the tracker that has just seen what is added."""
+        self._framing = framing
+        self._head: list[bytes] = []
+        self._head_bytes = 0
+        self._tail: deque[tuple[ChunkedFraming | None, bytes]] = deque()
+        self._tail_bytes = 0
+        self._before: ChunkedFraming | None = None
+        self._decoded = None if content_encoding is None else _Decoded(framing is not None, content_encoding)
+        self.total_bytes = 0
+
+    def add(self, data: bytes) -> None:
+        self.total_bytes += len(data)
+        if self._decoded is not None:
+            data = self._decoded.feed(data)
+        if self._head_bytes < HEAD_BYTES:
+            self._head.append(data)
+            self._head_bytes += len(data)
+            if self._head_bytes < HEAD_BYTES:
+                return
+        else:
+            self._add_to_tail(data)
+        if self._framing is not None and self._decoded is None:
+            self._before = self._framing.copy()
+
+    def _add_to_tail(self, data: bytes) -> None:
+        tail = self._tail
+        tail.append((self._before, data))
+        self._tail_bytes += len(data)
+        while self._tail_bytes - len(tail[0][1]) >= TAIL_BYTES:
+            self._tail_bytes -= len(tail.popleft()[1])
+
+    def window(self) -> BodyWindow:
+        """Return the decoded ends of the body. Never raises: what cannot be decoded is left out."""
+        head = b"".join(self._head)
+        tail = b"".join([data for _, data in self._tail])
+        if self._framing is not None and self._decoded is None:
+            head = _dechunk(ChunkedDecoder(allow_extensions=True), head)
+            if self._tail:
+                before = self._tail[0][0]
+                assert before is not None
+                tail = _dechunk(ChunkedDecoder.from_state(before), tail)
+        return BodyWindow(head, tail, self.total_bytes)
+
+
+def _dechunk(decoder: ChunkedDecoder, data: bytes) -> bytes:
+    try:
+        return decoder.feed(data)
+    except FramingError:
+        return b""
+
+
+class _Decoded:
+    """Undo chunk framing and content coding as the bytes pass."""
+
+    __slots__ = ("_chunks", "_coding", "_failed", "_room")
+
+    def __init__(self, is_chunked: bool, content_encoding: bytes) -> None:
+        self._chunks = ChunkedDecoder(allow_extensions=True) if is_chunked else None
+        self._coding = Decoder(content_encoding, max_output=DECODED_LIMIT)
+        self._failed = False
+
+    def feed(self, data: bytes) -> bytes:
+        if self._failed:
+            return b""
+        try:
+            return self._coding.feed(data if self._chunks is None else self._chunks.feed(data))
+        except (CodingError, FramingError):
+            self._failed = True
+            return b""

@@ -1,0 +1,317 @@
+"""The story of one exchange, one function per step.
+
+    authenticate → pre_request → select_provider → build → send → relay → post_response
+
+Invariants: nothing after the first client byte calls select_provider (commit once); every exchange runs post_response
+exactly once (settle once); an unexpected exception before the commit is a 500 naming plugin and hook in the log (fail
+closed).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic_ns, perf_counter_ns
+from typing import Any, Protocol
+
+import anyio
+import attrs
+
+from penstock.endpoints import ALL, UNKNOWN
+from penstock.envelopes import error_response
+from penstock.errors import PluginError, RequestError, UpstreamError
+from penstock.hooks import Call, Hooks
+from penstock.ids import new_span_id
+from penstock.models import Attempt, Candidate, Exchange, Response
+from penstock.providers import Transport, UpstreamRequest
+from penstock.relay import Client, Relay
+from penstock.telemetry import Telemetry
+
+SETTLE_SECONDS = 5.0
+_RETRYABLE_STATUS = frozenset({404, 429, 529})
+
+
+class Connection(Client, Protocol):
+    """What the pipeline needs of a client connection beyond the relay."""
+
+    def respond(self, exchange: Exchange, response: Response) -> None:
+        """Write a whole answer authored by the gateway or a plugin."""
+        ...
+
+
+@attrs.frozen
+class Drain:
+    """Say how much of a stream is still read after its client has gone."""
+
+    seconds: float
+    bytes: int
+
+
+@attrs.frozen(eq=False)
+class Pipeline:
+    """Run exchanges through one generation of plugins."""
+
+    hooks: Hooks
+    transports: Transport
+    telemetry: Telemetry
+    max_body_bytes: int
+    drain: Drain | None = None
+
+    async def handle(self, exchange: Exchange, client: Connection) -> None:
+        """Take an exchange from its parsed request to its settlement; the answer is written to ``client``."""
+        try:
+            answer = await self._answer(exchange, client)
+            if answer is not None:
+                exchange.status = answer.status
+                client.respond(exchange, answer)
+        except RequestError as error:
+            self._refuse(exchange, client, error)
+        except PluginError as error:
+            self.telemetry.report_fault(exchange, error)
+            self._refuse(exchange, client, RequestError("plugin_error", "A gateway plugin failed; see its log."))
+        except asyncio.CancelledError:
+            exchange.stream_end = exchange.stream_end or "client_gone"
+            raise
+        except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback reaches a client
+            self.telemetry.report_fault(exchange, error)
+            self._refuse(exchange, client, RequestError("internal_error", "The gateway failed; see its log."))
+        finally:
+            exchange.ended_ns = monotonic_ns()
+            await self._settle(exchange)
+
+    async def _answer(self, exchange: Exchange, client: Connection) -> Response | None:
+        """Go through the steps; returns an answer to write, or None once a provider's was relayed."""
+        if exchange.error is not None:
+            raise exchange.error
+        _check_endpoint(exchange)
+        await self._authenticate(exchange)
+        self._check_size(exchange)
+        for call in self.hooks.pre_request:
+            answer: Response | None = await _run(call, exchange)
+            if answer is not None:
+                return answer
+        await self._relay_from_some_provider(exchange, client)
+        return None
+
+    async def _authenticate(self, exchange: Exchange) -> None:
+        for call in self.hooks.authenticate:
+            exchange.principal = await _run(call, exchange)
+            if exchange.principal is not None:
+                return
+        if self.hooks.authenticate:
+            raise RequestError(
+                "invalid_api_key", "No virtual key was presented; send it as 'Authorization: Bearer <key>' or 'x-api-key'."
+            )
+
+    def _check_size(self, exchange: Exchange) -> None:
+        if exchange.request.is_oversize:
+            raise RequestError(
+                "payload_too_large",
+                f"The request body is larger than {self.max_body_bytes} bytes; send less or raise max_body_bytes.",
+            )
+
+    async def _relay_from_some_provider(self, exchange: Exchange, client: Connection) -> None:
+        """Try candidates until one answers; the last failing answer is relayed when none is left."""
+        last: Relay | None = None
+        last_candidate: Candidate | None = None
+        try:
+            while True:
+                candidate = await self._select(exchange)
+                if candidate is None:
+                    break
+                if last is not None:
+                    last.response.close()
+                last = await self._attempt(exchange, candidate, client)
+                last_candidate = candidate
+                if last is not None and exchange.attempts[-1].reason is None:
+                    break
+            if last is None:
+                raise _exhausted(exchange)
+            exchange.candidate = last_candidate
+            await self._relay(exchange, last)
+        except BaseException:
+            if last is not None and not last.ended:
+                last.abandon()
+                exchange.window = last.meter.window()
+            raise
+
+    async def _select(self, exchange: Exchange) -> Candidate | None:
+        for call in self.hooks.select_provider:
+            candidate: Candidate | None = await _run(call, exchange)
+            if candidate is not None:
+                return candidate
+        return None
+
+    async def _attempt(self, exchange: Exchange, candidate: Candidate, client: Connection) -> Relay | None:
+        """Dial one candidate up to the point where its answer may be committed; None where there is no answer."""
+        exchange.candidate = candidate
+        started = monotonic_ns()
+        attempt = Attempt(
+            len(exchange.attempts), candidate.binding.id, candidate.binding.type, candidate.model, new_span_id(), started
+        )
+        exchange.attempts.append(attempt)
+        request = self._build(exchange, candidate)
+        try:
+            response = await self.transports.send(request)
+        except UpstreamError as error:
+            _note_fault(attempt, error)
+            return None
+        finally:
+            now = monotonic_ns()
+            exchange.upstream_ns += now - started
+        attempt.status = response.head.status
+        relay = Relay(exchange, response, client, self.hooks.edits_for(exchange, request.response_filter))
+        try:
+            response.start(relay)
+            verdict = relay.verdict or await relay.wait_verdict(
+                max(0.0, request.timeouts.first_byte - (now - started) / 1e9)
+            )
+        except BaseException:
+            relay.abandon()
+            raise
+        if relay.error is not None and verdict == "failed":
+            _note_fault(attempt, relay.error)
+            response.close()
+            return None
+        if verdict == "error_event":
+            attempt.reason = "error_event"
+        elif is_retryable(response.head.status):
+            attempt.reason = "status"
+        attempt.ended_ns = monotonic_ns()
+        return relay
+
+    def _build(self, exchange: Exchange, candidate: Candidate) -> UpstreamRequest:
+        try:
+            return candidate.provider.build(exchange, candidate)
+        except (RequestError, PluginError):
+            raise
+        except Exception as error:
+            raise PluginError(candidate.provider.type, "build") from error
+
+    async def _relay(self, exchange: Exchange, relay: Relay) -> None:
+        exchange.status = relay.response.head.status
+        exchange.is_stream = relay.is_sse
+        relay.commit()
+        exchange.committed_ns = monotonic_ns()
+        try:
+            if not relay.ended:
+                await relay.wait_end()
+        except asyncio.CancelledError:
+            exchange.stream_end = "client_gone"
+            if self.drain is not None:
+                await self._drain(relay, self.drain)
+            raise
+        if exchange.window is None:
+            exchange.window = relay.meter.window()
+
+    async def _drain(self, relay: Relay, drain: Drain) -> None:
+        """Read on after the client has gone, within bounds, so that the provider's usage report arrives."""
+        limit = relay.meter.total_bytes + drain.bytes
+
+        def count(data: bytes) -> None:
+            if relay.meter.total_bytes + len(data) > limit:
+                relay.abandon()
+
+        with anyio.move_on_after(drain.seconds, shield=True):
+            relay.mute(count)
+            relay.response.resume()
+            if not relay.ended:
+                await relay.wait_end()
+
+    def _refuse(self, exchange: Exchange, client: Connection, error: RequestError) -> None:
+        exchange.error = error
+        if exchange.committed_ns is not None:
+            client.close_after_write()
+            return
+        answer = error_response(error, exchange.request.endpoint.family, exchange.request_id, exchange.namespace)
+        exchange.status = answer.status
+        client.respond(exchange, answer)
+
+    async def _settle(self, exchange: Exchange) -> None:
+        """Run post_response of every plugin; shielded where one of them awaits, and never raising."""
+        self._read_usage(exchange)
+        if self.hooks.settles_async:
+            with anyio.move_on_after(SETTLE_SECONDS, shield=True) as scope:
+                await self._settle_each(exchange)
+            if scope.cancelled_caught:
+                self.telemetry.report_fault(exchange, TimeoutError(f"post_response took over {SETTLE_SECONDS:g} s"))
+        else:
+            await self._settle_each(exchange)
+        self.telemetry.record(exchange)
+
+    async def _settle_each(self, exchange: Exchange) -> None:
+        for call in self.hooks.post_response:
+            try:
+                await _run(call, exchange)
+            except (RequestError, PluginError) as error:
+                self.telemetry.report_fault(exchange, error)
+
+    def _read_usage(self, exchange: Exchange) -> None:
+        candidate, window = exchange.candidate, exchange.window
+        if candidate is None or window is None or exchange.usage is not None:
+            return
+        try:
+            exchange.usage = candidate.provider.read_usage(exchange, window)
+        except Exception as error:  # noqa: BLE001 - metering never breaks an exchange that was answered
+            self.telemetry.report_fault(exchange, error)
+
+
+async def _run(call: Call, exchange: Exchange) -> Any:
+    """Call one plugin, timed; unexpected exceptions become PluginError."""
+    started = perf_counter_ns()
+    try:
+        result = call.function(exchange)
+        return await result if call.is_async else result
+    except RequestError:
+        raise
+    except Exception as error:
+        raise call.failed() from error
+    finally:
+        call.count(started)
+
+
+def is_retryable(status: int) -> bool:
+    """Say whether another candidate may be tried after this status."""
+    return status >= 500 or status in _RETRYABLE_STATUS
+
+
+def _note_fault(attempt: Attempt, error: UpstreamError) -> None:
+    attempt.reason = error.fault
+    attempt.message = error.message
+    attempt.ended_ns = monotonic_ns()
+
+
+def _check_endpoint(exchange: Exchange) -> None:
+    request = exchange.request
+    endpoint = request.endpoint
+    if request.method in endpoint.methods:
+        return
+    if endpoint is UNKNOWN:
+        known = sorted({known.path for known in ALL})
+        raise RequestError("not_found", f"There is no such endpoint; the endpoints are {', '.join(known)}.")
+    if endpoint.operation == "responses" and b"websocket" in (request.headers.get(b"upgrade") or b"").lower():
+        raise RequestError(
+            "websocket_unavailable",
+            "WebSocket mode is not available on this endpoint; use POST with \"stream\": true.",
+            fields=((b"upgrade", b"HTTP/1.1"),),
+        )
+    allowed = b", ".join(endpoint.methods)
+    raise RequestError(
+        "method_not_allowed", f"This endpoint takes {allowed.decode()} only.", fields=((b"allow", allowed),)
+    )
+
+
+def _exhausted(exchange: Exchange) -> RequestError:
+    """Say why no candidate answered, listing each."""
+    attempts = exchange.attempts
+    meta = {
+        "attempts": [
+            {"binding": attempt.binding_id, "model": attempt.model, "reason": attempt.outcome, "status": attempt.status}
+            for attempt in attempts
+        ]
+    }
+    if not attempts:
+        return RequestError("provider_not_bound", "This virtual key has no provider binding that can serve the request.")
+    last = attempts[-1]
+    if last.reason == "timeout":
+        return RequestError("upstream_timeout", f"The provider did not answer: {last.message}.", meta=meta)
+    return RequestError("provider_error", f"The provider could not be reached: {last.message}.", meta=meta)

@@ -1,0 +1,168 @@
+"""Find plugins, build them with typed configuration, register them: only those the configuration names, in its order.
+
+Finding reads entry points of the group ``penstock`` or a Python file; building runs no I/O.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import importlib.util
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from penstock import hookspecs
+from penstock.config import Configuration, structure
+from penstock.errors import ConfigurationError
+from penstock.hooks import ONCE, PER_EXCHANGE, new_plugin_manager
+from penstock.services import Services
+
+GROUP = "penstock"
+NEEDS = ("reads_body", "edits_body", "sees_chunks", "edits_chunks")
+"""What a plugin class may declare about itself; each defaults to False."""
+
+
+@attrs.frozen(eq=False)
+class Plugin:
+    """A plugin that was built: its name in the configuration, its class and its object."""
+
+    name: str
+    instance: Any
+    distribution: str
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        return hooks_of(type(self.instance))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(need for need in NEEDS if getattr(self.instance, need, False))
+
+
+def installed() -> dict[str, importlib.metadata.EntryPoint]:
+    """Return every installed plugin by name; installed is not enabled."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+
+
+def find(entry: str, folder: Path, *, source: str = "configuration") -> tuple[str, type[Any], str]:
+    """Return name, class and distribution of a plugin entry. Raises ConfigurationError."""
+    if entry.startswith(("./", "../", "/")) or entry.partition(":")[0].endswith(".py"):
+        return _find_in_file(entry, folder, source)
+    points = installed()
+    point = points.get(entry)
+    if point is None:
+        close = difflib.get_close_matches(entry, points, n=1)
+        hint = f'did you mean "{close[0]}"?' if close else f"installed: {', '.join(sorted(points)) or 'none'}"
+        raise ConfigurationError(f"{source}: [gateway] plugins: no plugin {entry!r} is installed; {hint}")
+    try:
+        kind = point.load()
+    except Exception as error:
+        raise ConfigurationError(
+            f"{source}: [gateway] plugins: plugin {entry!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    return entry, kind, point.dist.name if point.dist is not None else "unknown"
+
+
+def _find_in_file(entry: str, folder: Path, source: str) -> tuple[str, type[Any], str]:
+    place, _, class_name = entry.partition(":")
+    path = (folder / place).resolve()
+    name = path.stem
+    spec = importlib.util.spec_from_file_location(f"penstock_file_{name}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigurationError(f"{source}: [gateway] plugins: there is no file {place}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{source}: [gateway] plugins: {place} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    kinds = [
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and kind.__module__ == module.__name__ and hooks_of(kind)
+    ]
+    if class_name:
+        kinds = [kind for kind in kinds if kind.__name__ == class_name]
+    if len(kinds) != 1:
+        found = ", ".join(kind.__name__ for kind in kinds) or "none"
+        raise ConfigurationError(
+            f"{source}: [gateway] plugins: {place} must hold one class with @hookimpl methods, found {found}; "
+            f"name one as {place}:ClassName"
+        )
+    return name, kinds[0], place
+
+
+def hooks_of(kind: type[Any]) -> tuple[str, ...]:
+    """Return the hooks a class implements, in the order of the specification."""
+    marked = {
+        name for name, member in inspect.getmembers(kind) if getattr(member, "penstock_impl", None) is not None
+    }
+    return tuple(name for name in (*ONCE, *PER_EXCHANGE) if name in marked)
+
+
+def build(name: str, kind: type[Any], configuration: Configuration, services: Services) -> Any:
+    """Make one plugin object: ``kind(config=…, services=…)``, each only where the class takes it."""
+    table = configuration.plugin_table(name)
+    where = f"{configuration.source}: [plugins.{name}]"
+    parameters = inspect.signature(kind).parameters
+    arguments: dict[str, Any] = {}
+    config_class = getattr(kind, "Config", None)
+    if config_class is not None:
+        arguments["config"] = structure(table, config_class, where=where)
+    elif table:
+        raise ConfigurationError(f"{where} {', '.join(table)}: this plugin has no settings")
+    if "services" in parameters:
+        arguments["services"] = services
+    if "name" in parameters:
+        arguments["name"] = name
+    try:
+        return kind(**arguments)
+    except ConfigurationError as error:
+        raise ConfigurationError(*(f"{where} {fault}" for fault in error.faults)) from error
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{where} {error}") from error
+
+
+def load(configuration: Configuration, services: Services) -> tuple[Any, tuple[Plugin, ...]]:
+    """Find, build and register every plugin the configuration names; returns the plugin manager and the plugins."""
+    manager = new_plugin_manager()
+    entries = configuration.gateway.plugins
+    _refuse_twice(entries, configuration.source)
+    plugins = []
+    faults: list[str] = []
+    for entry in entries:
+        try:
+            name, kind, distribution = find(entry, configuration.folder, source=configuration.source)
+            _refuse_strangers(name, kind, configuration.source)
+            plugins.append(Plugin(name, build(name, kind, configuration, services), distribution))
+        except ConfigurationError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigurationError(*faults)
+    # pluggy runs the last registered first; the configuration's order is meant the other way round.
+    for plugin in reversed(plugins):
+        manager.register(plugin.instance, plugin.name)
+    return manager, tuple(plugins)
+
+
+def _refuse_twice(entries: Sequence[str], source: str) -> None:
+    seen: set[str] = set()
+    for entry in entries:
+        if entry in seen:
+            raise ConfigurationError(f"{source}: [gateway] plugins: {entry!r} is named twice")
+        seen.add(entry)
+
+
+def _refuse_strangers(name: str, kind: type[Any], source: str) -> None:
+    """A method marked as a hook that is none would silently never run."""
+    known = (*ONCE, *PER_EXCHANGE)
+    for member_name, member in inspect.getmembers(kind):
+        if getattr(member, "penstock_impl", None) is not None and not hasattr(hookspecs, member_name):
+            close = difflib.get_close_matches(member_name, known, n=1)
+            hint = f'; did you mean "{close[0]}"?' if close else f"; hooks are {', '.join(known)}"
+            raise ConfigurationError(f"{source}: plugin {name!r}: {member_name} is no hook{hint}")

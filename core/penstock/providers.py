@@ -1,0 +1,148 @@
+"""What a provider adapter is, and what core gives and takes on its behalf.
+
+A provider is code for one API family. It is pure: it turns an exchange and a candidate into bytes and reads usage out
+of bytes; sockets belong to upstream transports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import attrs
+
+from penstock.errors import ConfigurationError
+from penstock.heads import ResponseHead
+from penstock.models import Candidate, Exchange, ProviderBinding, Timeouts, Usage
+
+if TYPE_CHECKING:
+    from penstock.metering import BodyWindow
+
+
+@attrs.frozen(cache_hash=True)
+class Origin:
+    """Name where connections go: the key of the store of idle connections."""
+
+    scheme: str
+    host: str
+    port: int
+    proxy: str | None = None
+    http2: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.host}:{self.port}"
+
+
+@attrs.frozen(eq=False)
+class UpstreamRequest:
+    """Hold a request ready for an upstream transport.
+
+    ``fields`` is the finished header block: lines ending in CRLF without the blank line, Host and the credential
+    included, Content-Length and Transfer-Encoding left to the transport.
+    """
+
+    origin: Origin
+    method: bytes
+    path: bytes
+    """Origin-form request target, query included."""
+    fields: bytes = attrs.field(repr=False)
+    body: bytes = attrs.field(repr=False)
+    timeouts: Timeouts = Timeouts()
+    response_filter: ResponseFilter | None = None
+    transport: Transport | None = None
+    """The provider's own transport; None lets the gateway choose by origin."""
+
+
+class ResponseFilter(Protocol):
+    """Undo on the response what an edit of the request added to it (``wire``: the usage frame). Sync and sans-IO."""
+
+    def feed(self, payload: bytes) -> bytes:
+        """Return what the client may see of these de-framed body bytes."""
+        ...
+
+    def finish(self) -> bytes:
+        """Return what is still held back at the end of the body."""
+        ...
+
+
+class Receiver(Protocol):
+    """Take a response body from a transport, callback by callback, on the event loop's thread."""
+
+    def receive(self, data: bytes) -> None: ...
+    def finish(self) -> None: ...
+    def fail(self, error: Exception) -> None: ...
+
+
+@runtime_checkable
+class UpstreamResponse(Protocol):
+    """A response whose head has arrived and whose body waits to be started."""
+
+    head: ResponseHead
+    is_raw: bool
+    """True: the receiver gets the wire's bytes, chunk framing included; False: the payload."""
+
+    def start(self, receiver: Receiver) -> None:
+        """Begin delivery; bytes that came with the head are delivered before this returns."""
+        ...
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+    def close(self) -> None:
+        """Abandon the response; a connection that is not at the end of a body is closed, never reused."""
+        ...
+
+
+class Transport(Protocol):
+    """Send a request and return the response once its head is there. Raises UpstreamError before that."""
+
+    async def send(self, request: UpstreamRequest) -> UpstreamResponse: ...
+
+
+class Provider(Protocol):
+    """Speak one or more dialects to one API family.
+
+    ``type`` is the word used in bindings and in ``type/model``; ``model_prefixes`` let routing guess the vendor from
+    a bare model name.
+    """
+
+    type: str
+    dialects: frozenset[str]
+    model_prefixes: tuple[str, ...]
+    default_base_url: str | None
+
+    def check(self, binding: ProviderBinding) -> None:
+        """Raise ConfigurationError where the binding's settings cannot work. Called once, when the binding is made."""
+        ...
+
+    def build(self, exchange: Exchange, candidate: Candidate) -> UpstreamRequest:
+        """Turn the client's request into the upstream's. Pure; raises RequestError."""
+        ...
+
+    def read_usage(self, exchange: Exchange, window: BodyWindow) -> Usage | None:
+        """Read token counts out of what the meter kept of the body; None when it holds none."""
+        ...
+
+
+class ProviderRegistry:
+    """Find providers by type name."""
+
+    def __init__(self, providers: Iterable[Provider] = ()) -> None:
+        self._by_type: dict[str, Provider] = {}
+        for provider in providers:
+            self.add(provider)
+
+    def add(self, provider: Provider) -> None:
+        if provider.type in self._by_type:
+            raise ConfigurationError(f"provider type {provider.type!r} is registered by two plugins; enable only one")
+        self._by_type[provider.type] = provider
+
+    def get(self, type_name: str) -> Provider | None:
+        return self._by_type.get(type_name)
+
+    def __iter__(self) -> Any:
+        return iter(self._by_type.values())
+
+    @property
+    def types(self) -> Mapping[str, Provider]:
+        return self._by_type

@@ -1,0 +1,96 @@
+"""Heads the gateway writes to clients: the provider's own fields plus those that say what happened inside."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from penstock.envelopes import header_stem
+from penstock.headers import forward_response_fields
+from penstock.heads import ResponseHead
+from penstock.models import Exchange, Response
+
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus} | {402: b"Payment Required"}
+
+
+class ReplyHeads:
+    """Write response heads for one namespace; everything constant is put together once."""
+
+    def __init__(self, namespace: str) -> None:
+        stem = b"X-" + header_stem(namespace) + b"-"
+        self.prefix = stem.lower()
+        self._always = (
+            stem + b"Request-Id: %b\r\n" + stem + b"Trace-Id: %b\r\n" + stem + b"Span-Id: %b\r\n"
+            b"traceparent: 00-%b-%b-%b\r\n"
+        )
+        self._answered = (
+            stem + b"Provider: %b\r\n" + stem + b"Model: %b\r\n" + stem + b"Fallback-Count: %d\r\n"
+            + stem + b"Cache: %b\r\n" + stem + b"Cache-Mode: %b\r\n"
+        )  # fmt: skip
+
+    def relayed(self, exchange: Exchange, head: ResponseHead, framing: bytes, *, close: bool) -> bytes:
+        """Return the head of a provider's answer."""
+        return b"HTTP/1.1 %d %b\r\n%b%b%b%b\r\n" % (
+            head.status,
+            head.reason,
+            forward_response_fields(head, self.prefix),
+            self._own_fields(exchange),
+            framing,
+            b"connection: close\r\n" if close else b"",
+        )
+
+    def authored(self, exchange: Exchange | None, response: Response, *, close: bool) -> bytes:
+        """Return the head of an answer written by the gateway or a plugin."""
+        fields = b"".join([b"%b: %b\r\n" % field for field in response.fields])
+        own = b"" if exchange is None else self._own_fields(exchange)
+        return b"HTTP/1.1 %d %b\r\n%b%bcontent-length: %d\r\n%b\r\n" % (
+            response.status,
+            _REASONS.get(response.status, b"Unknown"),
+            fields,
+            own,
+            len(response.body),
+            b"connection: close\r\n" if close else b"",
+        )
+
+    def _own_fields(self, exchange: Exchange) -> bytes:
+        trace = exchange.trace
+        own = self._always % (
+            exchange.request_id, trace.trace_id, trace.span_id, trace.trace_id, trace.span_id, trace.flags
+        )  # fmt: skip
+        candidate = exchange.candidate
+        if candidate is not None:
+            attempts = exchange.attempts
+            own += self._answered % (
+                candidate.binding.type.encode(),
+                _field_value(candidate.model),
+                len(attempts) - 1 if attempts else 0,
+                _cache_outcome(exchange),
+                exchange.cache_mode.encode(),
+            )
+        if exchange.reply_fields:
+            own += b"".join([b"%b: %b\r\n" % field for field in exchange.reply_fields])
+        return own
+
+
+def _cache_outcome(exchange: Exchange) -> bytes:
+    if exchange.cache_mode == "disable":
+        return b"bypass"
+    usage = exchange.usage
+    if usage is None:
+        return b"unknown"
+    return b"hit" if usage.cache_read else b"miss"
+
+
+def _field_value(text: str | None) -> bytes:
+    """Return text as a field value: what RFC 9110 does not allow there is percent-encoded, so no client can split."""
+    if text is None:
+        return b""
+    if text.isascii() and text.isprintable():
+        return text.encode()
+    return b"".join(
+        character.encode() if character.isascii() and character.isprintable() else _percent(character)
+        for character in text
+    )
+
+
+def _percent(character: str) -> bytes:
+    return b"".join(b"%%%02X" % byte for byte in character.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,176 @@
+"""The listener: admits connections, sweeps deadlines, answers probes, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Any, Protocol
+
+import anyio
+import anyio.abc
+import attrs
+
+from penstock.asgi import Mount
+from penstock.connection import Connection
+from penstock.errors import overloaded
+from penstock.models import Exchange, Response
+from penstock.pipeline import Pipeline
+from penstock.replies import ReplyHeads
+
+SWEEP_SECONDS = 0.1
+_PROBE_FIELDS = ((b"content-type", b"text/plain; charset=utf-8"), (b"cache-control", b"no-store"))
+
+
+@attrs.frozen
+class ServerLimits:
+    """Bound what clients may take; sizes in bytes, times in seconds."""
+
+    max_head_bytes: int = 64 * 1024
+    max_body_bytes: int = 32 * 1024 * 1024
+    max_connections: int = 10_000
+    max_in_flight: int = 5_000
+    head_timeout: float = 15.0
+    """From the first byte of a request to its complete head; also to the first byte of a new connection."""
+    body_timeout: float = 120.0
+    """To a complete request body."""
+    keep_alive_timeout: float = 75.0
+    write_timeout: float = 120.0
+    """A client that takes nothing for so long is cut off."""
+    drain_timeout: float = 30.0
+
+
+class Generation(Protocol):
+    """One loaded configuration: what runs exchanges until the next one replaces it."""
+
+    pipeline: Pipeline
+    mounts: tuple[Mount, ...]
+    in_flight: int
+
+
+class Server:
+    """Own the client connections of one process."""
+
+    def __init__(self, limits: ServerLimits, namespace: str, *, scheme: str = "http") -> None:
+        self.limits = limits
+        self.namespace = namespace
+        self.scheme = scheme
+        self.heads = ReplyHeads(namespace)
+        self.connections: set[Connection] = set()
+        self.generation: Generation | None = None
+        self.in_flight = 0
+        self.is_draining = False
+        self.is_started = False
+        self.refusals: dict[str, int] = {}
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listeners: list[asyncio.Server] = []
+        self._sweepables: list[Any] = []
+
+    def now(self) -> float:
+        assert self._loop is not None
+        return self._loop.time()
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    async def run_until_drained(self, tasks: anyio.abc.TaskGroup, sweepables: list[Any]) -> None:
+        """Sweep deadlines until ``tasks`` is cancelled."""
+        self._loop = asyncio.get_running_loop()
+        self._tasks = tasks
+        self._sweepables = sweepables
+        tasks.start_soon(self._sweep)
+
+    async def listen(
+        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, reuse_port: bool = False, sock: Any = None
+    ) -> int:
+        """Open a listener; returns its port. Raises OSError."""
+        assert self._loop is not None
+        options: dict[str, Any] = {"ssl": tls, "backlog": 4096}
+        if sock is not None:
+            options["sock"] = sock
+        else:
+            options |= {"host": host, "port": port, "reuse_port": reuse_port or None}
+        listener = await self._loop.create_server(lambda: Connection(self), **options)
+        self._listeners.append(listener)
+        self.is_started = True
+        return int(listener.sockets[0].getsockname()[1])
+
+    async def _sweep(self) -> None:
+        while True:
+            await anyio.sleep(SWEEP_SECONDS)
+            now = self.now()
+            for connection in list(self.connections):
+                connection.sweep(now)
+            for sweepable in self._sweepables:
+                sweepable.sweep(now)
+
+    async def drain(self) -> None:
+        """Stop accepting, let exchanges finish within the bound, cut the rest."""
+        self.is_draining = True
+        for listener in self._listeners:
+            listener.close()
+        for connection in list(self.connections):
+            if connection.is_idle:
+                connection.close()
+        with anyio.move_on_after(self.limits.drain_timeout):
+            while self.in_flight:
+                await anyio.sleep(0.02)
+        for connection in list(self.connections):
+            if self.in_flight or not connection.is_idle:
+                connection.abort()
+            else:
+                connection.close()
+        with anyio.move_on_after(5.0):
+            while self.in_flight:
+                await anyio.sleep(0.01)
+
+    # --- from connections -----------------------------------------------------------------------------------------
+
+    def welcome(self, connection: Connection) -> None:
+        """Admit a connection and start its task, or turn it away."""
+        tasks = self._tasks
+        if tasks is None or self.is_draining:
+            connection.abort()
+            return
+        self.connections.add(connection)
+        if len(self.connections) > self.limits.max_connections:
+            connection.turn_away()
+            return
+        connection.expect_head()
+        tasks.start_soon(connection.serve)
+
+    async def run(self, exchange: Exchange, connection: Connection) -> None:
+        """Run an exchange through the current generation of plugins."""
+        generation = self.generation
+        assert generation is not None
+        if self.in_flight >= self.limits.max_in_flight:
+            exchange.error = overloaded("exchanges", self.limits.max_in_flight)
+        self.in_flight += 1
+        generation.in_flight += 1
+        try:
+            await generation.pipeline.handle(exchange, connection)
+        finally:
+            self.in_flight -= 1
+            generation.in_flight -= 1
+
+    def answer_probe(self, method: bytes, path: bytes) -> Response | None:
+        """Answer health checks and clients that look whether somebody is there."""
+        if path not in (b"/", b"/healthz", b"/readyz") or method not in (b"GET", b"HEAD"):
+            return None
+        if path == b"/readyz" and (self.is_draining or not self.is_started):
+            return Response(503, b"draining\n" if self.is_draining else b"starting\n", _PROBE_FIELDS)
+        return Response(200, b"penstock\n" if path == b"/" else b"ok\n", _PROBE_FIELDS)
+
+    def mount_of(self, path: bytes) -> Mount | None:
+        generation = self.generation
+        if generation is not None:
+            for mount in generation.mounts:
+                if mount.covers(path):
+                    return mount
+        return None
+
+    def count_refusal(self, code: str) -> None:
+        self.refusals[code] = self.refusals.get(code, 0) + 1
+
+    def report_fault(self, error: BaseException) -> None:
+        if self.generation is not None:
+            self.generation.pipeline.telemetry.report_fault(None, error)

@@ -1,0 +1,104 @@
+"""What plugins share with one another through core: protocols, and the registry where one offers and others ask.
+
+A plugin takes a ``services`` argument to get the registry. It provides in its constructor and asks in ``lifespan`` or
+later, so the order of the configuration does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar
+
+import attrs
+
+from penstock.errors import ConfigurationError
+from penstock.models import Principal, ProviderBinding
+from penstock.providers import Provider, ProviderRegistry, UpstreamRequest
+
+T = TypeVar("T")
+
+
+@attrs.frozen(eq=False)
+class KeyRecord:
+    """Hold what is known about one virtual key; ``hash`` is HMAC-SHA256 of the secret under the pepper."""
+
+    hash: bytes = attrs.field(repr=False)
+    principal: Principal
+    status: str = "active"
+    """active, disabled or revoked."""
+    expires_at: float | None = None
+    """Seconds since the epoch."""
+
+
+class KeyDirectory(Protocol):
+    """Find virtual keys by hash, from memory."""
+
+    def find_key(self, key_hash: bytes) -> KeyRecord | None: ...
+
+
+class BindingDirectory(Protocol):
+    """Find provider bindings, from memory."""
+
+    def find_binding(self, name: str) -> ProviderBinding | None:
+        """Return a binding by name or id."""
+        ...
+
+    def all_bindings(self) -> Iterable[ProviderBinding]: ...
+
+
+class Clock(Protocol):
+    """Tell the time in seconds since the epoch."""
+
+    def time(self) -> float: ...
+
+
+@attrs.frozen
+class FetchedResponse:
+    """Hold a whole, de-framed and decoded upstream response."""
+
+    status: int
+    body: bytes = attrs.field(repr=False)
+
+
+class Fetch(Protocol):
+    """Send a plugin's own request through the gateway's upstream transports and read the whole answer.
+
+    Raises UpstreamError, also for a body over ``max_bytes`` and after ``timeout`` seconds.
+    """
+
+    async def __call__(self, request: UpstreamRequest, *, timeout: float, max_bytes: int) -> FetchedResponse: ...
+
+
+class Services:
+    """Hold one object per protocol."""
+
+    def __init__(self, namespace: str = "penstock") -> None:
+        self.namespace = namespace
+        self.providers = ProviderRegistry()
+        self._offered: dict[Any, Any] = {}
+
+    def provide(self, protocol: type[T], implementation: T) -> None:
+        """Offer an implementation. Raises ConfigurationError where another plugin already does."""
+        if protocol in self._offered:
+            raise ConfigurationError(f"two plugins provide {protocol.__name__}; enable only one of them")
+        self._offered[protocol] = implementation
+
+    def get(self, protocol: type[T]) -> T:
+        """Return what was offered. Raises ConfigurationError where no enabled plugin does."""
+        found = self._offered.get(protocol)
+        if found is None:
+            raise ConfigurationError(f"no enabled plugin provides {protocol.__name__}")
+        return found  # type: ignore[no-any-return]
+
+    def find(self, protocol: type[T]) -> T | None:
+        return self._offered.get(protocol)
+
+    def provider_of(self, binding: ProviderBinding) -> Provider:
+        """Return the provider of a binding. Raises ConfigurationError naming the types there are."""
+        provider = self.providers.get(binding.type)
+        if provider is None:
+            known = ", ".join(sorted(self.providers.types)) or "none"
+            raise ConfigurationError(
+                f"binding {binding.name!r}: no enabled plugin brings provider type {binding.type!r}; enabled: {known}"
+            )
+        return provider

@@ -1,0 +1,191 @@
+"""Run a gateway as a process: event loop, signals, workers, exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import structlog
+
+from penstock.config import Configuration
+from penstock.errors import ConfigurationError
+from penstock.gateway import Gateway
+from penstock.logs import LogSink, configure_logging
+from penstock.telemetry import Sink, Telemetry
+
+Read = Callable[[], Configuration]
+Announce = Callable[[int], None]
+
+
+def serve_forever(read: Read, announce: Announce | None = None) -> int:
+    """Serve what ``read`` returns until a signal ends it; returns the exit status."""
+    configuration = read()
+    if configuration.gateway.workers > 1:
+        return _serve_with_workers(configuration, read, announce)
+    return _serve_one(configuration, read, announce)
+
+
+def _serve_one(configuration: Configuration, read: Read, announce: Announce | None, *, reuse_port: bool = False) -> int:
+    gateway_config = configuration.gateway
+    is_console = configure_logging(gateway_config.log)
+    gateway = Gateway(configuration, Telemetry(_sinks(configuration, is_console=is_console)))
+    anyio.run(
+        _run, gateway, read, announce, reuse_port, backend_options={"use_uvloop": _wants_uvloop(gateway_config.loop)}
+    )
+    return 0
+
+
+async def _run(gateway: Gateway, read: Read, announce: Announce | None, reuse_port: bool) -> None:  # noqa: FBT001
+    log = structlog.get_logger("penstock")
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with gateway.running():
+            try:
+                port = await gateway.listen(reuse_port=reuse_port)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"{gateway.configuration.source}: [gateway] listen: cannot listen on "
+                    f"{gateway.configuration.gateway.listen}: {error.strerror or error}"
+                ) from error
+            _settle_garbage()
+            log.info("listening", address=gateway.configuration.gateway.listen, port=port)
+            if announce is not None:
+                announce(port)
+            async for number in signals:
+                if number != signal.SIGHUP:
+                    break
+                await _reload(gateway, read, log)
+            log.info("draining", in_flight=gateway.server.in_flight)
+
+
+async def _reload(gateway: Gateway, read: Read, log: Any) -> None:
+    try:
+        await gateway.reload(read)
+    except ConfigurationError as error:
+        log.error("reload refused, the last good configuration stays", faults=error.faults)
+    else:
+        log.info("reloaded")
+
+
+def _settle_garbage() -> None:
+    """What was built at start lives for ever: take it out of the collector's way, and collect less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 50, 50)
+
+
+def _wants_uvloop(setting: str) -> bool:
+    if setting == "asyncio":
+        return False
+    found = importlib.util.find_spec("uvloop") is not None
+    if setting == "uvloop" and not found:
+        raise ConfigurationError('[gateway] loop: uvloop is not installed; install it or set loop = "auto"')
+    return found
+
+
+def _sinks(configuration: Configuration, *, is_console: bool) -> list[Sink]:
+    sinks: list[Sink] = []
+    if configuration.gateway.log != "off":
+        sinks.append(LogSink(is_console=is_console))
+    if configuration.gateway.spans != "off":
+        from penstock.spans import new_span_sink  # noqa: PLC0415 - the SDK is heavy; only who exports pays
+
+        sinks.append(new_span_sink(configuration.gateway.spans, configuration.gateway.namespace))
+    return sinks
+
+
+def check_configuration(configuration: Configuration) -> None:
+    """Build everything, start plugins and stop them again, without listening. Raises ConfigurationError."""
+
+    async def start_and_stop() -> None:
+        generation = Gateway(configuration).generation
+        await generation.start()
+        await generation.stop()
+
+    anyio.run(start_and_stop)
+
+
+# --- several processes on one port ---------------------------------------------------------------------------------
+
+
+def _serve_with_workers(configuration: Configuration, read: Read, announce: Announce | None) -> int:
+    """Fork workers that share a port by SO_REUSEPORT; a worker that dies is replaced, signals are passed on."""
+    Gateway(configuration)  # refuse bad configuration before forking
+    host, port = configuration.gateway.address
+    holder = _reserve_port(host, port)
+    port = holder.getsockname()[1]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def read_on_port() -> Configuration:
+        import attrs  # noqa: PLC0415
+
+        fresh = read()
+        return attrs.evolve(fresh, gateway=attrs.evolve(fresh.gateway, listen=address))
+
+    workers = {_fork(read_on_port) for _ in range(configuration.gateway.workers)}
+    if announce is not None:
+        announce(port)
+    return _supervise(workers, read_on_port)
+
+
+def _reserve_port(host: str, port: int) -> socket.socket:
+    """Bind without listening, so that port 0 becomes one port for all workers."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    holder = socket.socket(family, socket.SOCK_STREAM)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        holder.bind((host, port))
+    except OSError as error:
+        raise ConfigurationError(f"[gateway] listen: cannot listen on {host}:{port}: {error.strerror}") from error
+    return holder
+
+
+def _fork(read: Read) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        status = _serve_one(read(), read, None, reuse_port=True)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        status = 2
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _supervise(workers: set[int], read: Read) -> int:
+    stopping = False
+
+    def pass_on(number: int, _: Any) -> None:
+        nonlocal stopping
+        stopping = stopping or number != signal.SIGHUP
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, pass_on)
+    while workers:
+        try:
+            pid, status = os.wait()
+        except ChildProcessError:
+            break
+        workers.discard(pid)
+        if not stopping:
+            if os.waitstatus_to_exitcode(status) == 2:
+                pass_on(signal.SIGTERM, None)
+                return 2
+            workers.add(_fork(read))
+    return 0

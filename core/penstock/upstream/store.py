@@ -1,0 +1,82 @@
+"""Idle upstream connections, last in first out, at the same cost for any number of them."""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar
+
+import attrs
+
+from penstock.providers import Origin
+
+
+@attrs.frozen
+class Limits:
+    """Bound upstream connections; times in seconds."""
+
+    max_connections: int = 4096
+    max_idle_per_origin: int = 256
+    idle_timeout: float = 30.0
+    max_head_bytes: int = 64 * 1024
+
+
+class Idle(Protocol):
+    origin: Origin
+    idle_since: float
+
+    def is_usable(self) -> bool: ...
+    def abort(self) -> None: ...
+
+
+C = TypeVar("C", bound=Idle)
+
+
+class ConnectionStore(Generic[C]):
+    """Keep idle connections per origin. Not thread-safe: it belongs to one event loop."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._idle: dict[Origin, list[C]] = {}
+
+    def take(self, origin: Origin) -> C | None:
+        """Return the most recently used idle connection that is still open, or None."""
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if connection.is_usable():
+                return connection
+        return None
+
+    def put(self, connection: C) -> None:
+        """Keep a connection for reuse; beyond the limit the oldest is closed."""
+        idle = self._idle.get(connection.origin)
+        if idle is None:
+            idle = self._idle[connection.origin] = []
+        idle.append(connection)
+        if len(idle) > self._limits.max_idle_per_origin:
+            idle.pop(0).abort()
+
+    def discard(self, connection: C) -> None:
+        """Forget an idle connection that the other side has closed."""
+        idle = self._idle.get(connection.origin)
+        if idle is not None and connection in idle:
+            idle.remove(connection)
+
+    def expire(self, now: float) -> None:
+        """Close what has been idle too long."""
+        oldest = now - self._limits.idle_timeout
+        for origin, idle in list(self._idle.items()):
+            stale = [connection for connection in idle if connection.idle_since < oldest]
+            for connection in stale:
+                idle.remove(connection)
+                connection.abort()
+            if not idle:
+                del self._idle[origin]
+
+    def close(self) -> None:
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.abort()
+        self._idle.clear()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._idle.values()))

@@ -1,0 +1,81 @@
+"""Provider bindings as the configuration file lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import attrs
+
+from penstock import ConfigurationError, ProviderBinding, Secret, Timeouts, header_fields
+
+
+@attrs.frozen(kw_only=True)
+class BindingConfig:
+    """One ``[[plugins.routing.bindings]]`` table."""
+
+    name: str
+    type: str
+    """A provider type that an enabled plugin brings."""
+    base_url: str = ""
+    """Empty takes the type's own."""
+    credential: Secret | None = None
+    handle: str | None = None
+    """Lets clients ask for ``handle/model``."""
+    models: tuple[str, ...] = ()
+    """Models declared; empty leaves the choice to the name."""
+    model_map: Mapping[str, str] = attrs.field(factory=dict)
+    """What a model is called upstream."""
+    extra_headers: Mapping[str, str] = attrs.field(factory=dict)
+    timeouts: Timeouts = Timeouts()
+    usage_frame: Literal["strip", "forward"] | None = None
+    propagate_trace: bool = False
+    proxy: str | None = None
+    """``http://…`` or ``socks5://…``."""
+    http2: bool = False
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    """What the provider type alone understands, such as ``key_header``."""
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """The ``[plugins.routing]`` table."""
+
+    bindings: tuple[BindingConfig, ...] = ()
+
+
+class ConfiguredBindings:
+    """Hold the bindings of the configuration file, in its order."""
+
+    def __init__(self, config: Config) -> None:
+        self._by_name: dict[str, ProviderBinding] = {}
+        for number, entry in enumerate(config.bindings):
+            if entry.name in self._by_name:
+                raise ConfigurationError(f"bindings[{number}].name: {entry.name!r} is taken by another binding")
+            self._by_name[entry.name] = _binding_of(entry, f"bindings[{number}]")
+
+    def find_binding(self, name: str) -> ProviderBinding | None:
+        return self._by_name.get(name) or self._by_name.get(name.removeprefix("gpc_"))
+
+    def all_bindings(self) -> Iterable[ProviderBinding]:
+        return self._by_name.values()
+
+
+def _binding_of(entry: BindingConfig, where: str) -> ProviderBinding:
+    return ProviderBinding(
+        id=f"gpc_{entry.name}",
+        name=entry.name,
+        type=entry.type,
+        base_url=entry.base_url,
+        credential=entry.credential,
+        handle=entry.handle,
+        models=entry.models,
+        model_map=entry.model_map,
+        extra_headers=header_fields(entry.extra_headers, where=f"{where}.extra_headers"),
+        timeouts=entry.timeouts,
+        usage_frame=entry.usage_frame,
+        propagate_trace=entry.propagate_trace,
+        proxy=entry.proxy,
+        http2=entry.http2,
+        settings=entry.settings,
+    )

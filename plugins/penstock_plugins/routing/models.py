@@ -1,0 +1,127 @@
+"""``GET /v1/models``: aliases, declared models, and what undeclared bindings list themselves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import unquote
+
+import anyio
+import msgspec
+
+from penstock import (
+    Exchange,
+    Fetch,
+    Principal,
+    Request,
+    RequestError,
+    RequestHead,
+    Response,
+    UpstreamError,
+    with_headers,
+)
+from penstock_plugins.routing.resolve import Reachable, callable_models, is_allowed
+
+CACHE_SECONDS = 60.0
+TIMEOUT_SECONDS = 5.0
+MAX_BYTES = 4 * 1024 * 1024
+_CREATED = 1_735_689_600
+_CREATED_AT = "2025-01-01T00:00:00Z"
+
+
+class _Listed(msgspec.Struct):
+    id: str
+
+
+class _Listing(msgspec.Struct):
+    data: list[_Listed]
+
+
+_read_listing = msgspec.json.Decoder(_Listing).decode
+
+
+class ModelLists:
+    """Answer model listings; what providers list is kept for a minute."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._cached: dict[str, tuple[float, list[str]]] = {}
+
+    async def answer(self, exchange: Exchange, principal: Principal, reachable: Sequence[Reachable]) -> Response:
+        """Return the listing, or the one model named by the path, in the shape of the caller's dialect."""
+        models = dict(callable_models(principal, reachable))
+        failed = []
+        undeclared = [found for found in reachable if not found.declares_any]
+        results: dict[str, list[str] | None] = {}
+        async with anyio.create_task_group() as tasks:
+            for found in undeclared:
+                tasks.start_soon(self._list_into, results, exchange, found)
+        for found in undeclared:
+            listed = results[found.binding.name]
+            if listed is None:
+                failed.append(found.binding.name)
+                continue
+            for model in listed:
+                if is_allowed(principal, found.candidate(model, "declared"), model):
+                    models.setdefault(model, found.binding.type)
+        fields = [(b"content-type", b"application/json")]
+        if failed:
+            fields.append((b"X-Penstock-Models-Incomplete", ", ".join(failed).encode()))
+        return Response(200, self._body(exchange.request, models), tuple(fields))
+
+    def _body(self, request: Request, models: dict[str, str]) -> bytes:
+        is_anthropic = b"anthropic-version" in request.headers
+        entry = _anthropic_entry if is_anthropic else _openai_entry
+        if request.endpoint.operation == "model":
+            wanted = unquote(request.path.removeprefix(b"/v1/models/").decode("latin-1"))
+            if wanted not in models:
+                raise RequestError("not_found", f"This virtual key can call no model {wanted[:200]!r}.", param="model")
+            return msgspec.json.encode(entry(wanted, models[wanted]))
+        entries = [entry(model, kind) for model, kind in sorted(models.items())]
+        if is_anthropic:
+            ends = (entries[0]["id"], entries[-1]["id"]) if entries else (None, None)
+            return msgspec.json.encode(
+                {"data": entries, "has_more": False, "first_id": ends[0], "last_id": ends[1]}
+            )
+        return msgspec.json.encode({"object": "list", "data": entries})
+
+    async def _list_into(self, results: dict[str, list[str] | None], exchange: Exchange, found: Reachable) -> None:
+        name = found.binding.name
+        at, listed = self._cached.get(name, (0.0, []))
+        if time.monotonic() - at < CACHE_SECONDS and at:
+            results[name] = listed
+            return
+        try:
+            results[name] = await self._ask(exchange, found)
+        except (UpstreamError, RequestError, msgspec.MsgspecError):
+            results[name] = None
+        else:
+            self._cached[name] = (time.monotonic(), results[name] or [])
+
+    async def _ask(self, exchange: Exchange, found: Reachable) -> list[str]:
+        request = found.provider.build(_plain(exchange), found.candidate(None, "only"))
+        answer = await self._fetch(request, timeout=TIMEOUT_SECONDS, max_bytes=MAX_BYTES)
+        if answer.status != 200:
+            raise UpstreamError("protocol", f"the listing was answered with {answer.status}")
+        return [model.id for model in _read_listing(answer.body).data]
+
+
+def _plain(exchange: Exchange) -> Exchange:
+    """Return the exchange as a plain listing: no query, none of the client's conditional headers."""
+    import attrs  # noqa: PLC0415
+
+    request = exchange.request
+    keep = (b"anthropic-version", b"anthropic-beta", b"user-agent", b"accept")
+    headers = request.headers.without([name.lower() for name, _ in request.headers if name.lower() not in keep])
+    head: RequestHead = with_headers(request.head, headers)
+    plain = attrs.evolve(request, head=head, path=b"/v1/models", query=b"", body=b"")
+    return attrs.evolve(exchange, request=plain)
+
+
+def _openai_entry(model: str, kind: str) -> dict[str, Any]:
+    return {"id": model, "object": "model", "created": _CREATED, "owned_by": kind}
+
+
+def _anthropic_entry(model: str, kind: str) -> dict[str, Any]:  # noqa: ARG001 - both shapes are called alike
+    return {"type": "model", "id": model, "display_name": model, "created_at": _CREATED_AT}

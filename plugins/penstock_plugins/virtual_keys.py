@@ -1,0 +1,185 @@
+"""Authenticate virtual keys kept in the configuration file.
+
+A key is recognised by its checksum, hashed under the pepper, and found by hash in a KeyDirectory; the one in this
+module reads the configuration, a store can provide another.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hmac
+import time
+from collections.abc import Mapping
+from typing import Literal
+
+import attrs
+
+from penstock import (
+    ConfigurationError,
+    Exchange,
+    KeyDirectory,
+    KeyRecord,
+    Principal,
+    RequestError,
+    Secret,
+    Services,
+    display_prefix,
+    hash_key,
+    hookimpl,
+    is_well_formed,
+)
+
+_MIN_PEPPER = 16
+
+
+@attrs.frozen(kw_only=True)
+class KeyConfig:
+    """One ``[[plugins.virtual_keys.keys]]`` table."""
+
+    name: str
+    secret: Secret | None = None
+    """The key itself, best from the environment; or give ``hash``."""
+    hash: str | None = None
+    """Hex HMAC-SHA256 of the key under the pepper, as ``penstock hash-key`` prints it."""
+    prefix: str | None = None
+    """What logs show of a key given by hash."""
+    bindings: tuple[str, ...] = ()
+    """Names of provider bindings, the first is the primary; empty means every binding."""
+    status: Literal["active", "disabled", "revoked"] = "active"
+    expires_at: float | None = None
+    """Seconds since the epoch."""
+    project: str = "proj_default"
+    principal: str = "user_default"
+    model_aliases: Mapping[str, str] = attrs.field(factory=dict)
+    models_allowed: tuple[str, ...] | None = None
+    """Globs over the resolved model, bare and ``type/model``."""
+    usage_frame: Literal["strip", "forward"] | None = None
+    """Whether the usage frame the gateway asks a chat stream for is taken out again."""
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """The ``[plugins.virtual_keys]`` table."""
+
+    pepper: Secret
+    """At least 16 characters; keys hashed under one pepper are unknown under another."""
+    keys: tuple[KeyConfig, ...] = ()
+
+
+class ConfiguredKeys:
+    """Hold the keys of the configuration file by hash."""
+
+    def __init__(self, config: Config, namespace: str) -> None:
+        self._by_hash: dict[bytes, KeyRecord] = {}
+        pepper = config.pepper.reveal().encode()
+        for number, key in enumerate(config.keys):
+            where = f"keys[{number}] ({key.name})"
+            record = _record_of(key, pepper, namespace, where)
+            if record.hash in self._by_hash:
+                raise ConfigurationError(f"{where}: the same key is listed twice")
+            self._by_hash[record.hash] = record
+
+    def find_key(self, key_hash: bytes) -> KeyRecord | None:
+        return self._by_hash.get(key_hash)
+
+
+def _record_of(key: KeyConfig, pepper: bytes, namespace: str, where: str) -> KeyRecord:
+    if (key.secret is None) == (key.hash is None):
+        raise ConfigurationError(f"{where}: give either secret or hash")
+    if key.secret is not None:
+        secret = key.secret.reveal()
+        if not is_well_formed(secret.encode(), namespace):
+            raise ConfigurationError(f"{where}.secret: is not a virtual key; 'penstock new-key' makes one")
+        key_hash, prefix = hash_key(pepper, secret.encode()), display_prefix(secret)
+    else:
+        key_hash, prefix = _read_hash(key.hash or "", where), key.prefix or key.name
+    principal = Principal(
+        virtual_key_id=f"vk_{key.name}",
+        key_name=key.name,
+        display_prefix=prefix,
+        bindings=key.bindings,
+        principal_id=key.principal,
+        project_id=key.project,
+        model_aliases=key.model_aliases,
+        models_allowed=key.models_allowed,
+        usage_frame=key.usage_frame,
+        tags=key.tags,
+        metadata=key.metadata,
+    )
+    return KeyRecord(key_hash, principal, key.status, key.expires_at)
+
+
+def _read_hash(text: str, where: str) -> bytes:
+    try:
+        value = binascii.unhexlify(text)
+    except ValueError:
+        value = b""
+    if len(value) != 32:
+        raise ConfigurationError(f"{where}.hash: must be 64 hex digits")
+    return value
+
+
+def presented_credential(exchange: Exchange) -> bytes | None:
+    """Return the first non-empty credential of the request; the header says nothing about the dialect."""
+    get = exchange.request.headers.get
+    authorization = get(b"authorization")
+    if authorization and authorization[:7].lower() == b"bearer ":
+        token = authorization[7:].strip()
+        if token:
+            return token
+    for name in (b"x-api-key", b"api-key", b"x-goog-api-key"):
+        value = get(name)
+        if value:
+            return value
+    if exchange.request.endpoint.family == "gemini":
+        for pair in exchange.request.query.split(b"&"):
+            if pair.startswith(b"key=") and len(pair) > 4:
+                return pair[4:]
+    return None
+
+
+@attrs.define(eq=False)
+class VirtualKeys:
+    """Turn the presented key into a principal."""
+
+    Config = Config
+
+    config: Config
+    services: Services
+    _pepper: bytes = attrs.field(init=False, repr=False)
+    _namespace: str = attrs.field(init=False)
+    _directory: KeyDirectory = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._pepper = self.config.pepper.reveal().encode()
+        if len(self._pepper) < _MIN_PEPPER:
+            raise ConfigurationError(f"pepper: must be at least {_MIN_PEPPER} characters")
+        self._namespace = self.services.namespace
+        self._directory = ConfiguredKeys(self.config, self._namespace)
+        self.services.provide(KeyDirectory, self._directory)  # type: ignore[type-abstract]
+
+    @hookimpl
+    def authenticate(self, exchange: Exchange) -> Principal | None:
+        """Refuse what is no usable key; a request without any credential is left to the next plugin."""
+        secret = presented_credential(exchange)
+        if secret is None:
+            return None
+        if not is_well_formed(secret, self._namespace):
+            raise _unknown()
+        key_hash = hash_key(self._pepper, secret)
+        record = self._directory.find_key(key_hash)
+        if record is None or not hmac.compare_digest(record.hash, key_hash):
+            raise _unknown()
+        if record.status != "active":
+            raise RequestError(
+                f"virtual_key_{record.status}", f"This virtual key is {record.status}; ask its owner for another."
+            )
+        if record.expires_at is not None and record.expires_at <= time.time():
+            raise RequestError("virtual_key_expired", "This virtual key has expired; ask its owner for another.")
+        return record.principal
+
+
+def _unknown() -> RequestError:
+    return RequestError("invalid_api_key", "This virtual key is not known here; check it for typos and its gateway.")
