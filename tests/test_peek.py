@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.peek import PeekError, RequestPeek, peek_multipart, peek_request
+from penstock.peek import PeekError, RequestPeek, peek_multipart, peek_request, replace_form_field
 
 BOUNDARY = b"X-bound"
 FORM = b'multipart/form-data; boundary="X-bound"'
@@ -201,3 +201,17 @@ def test_form_without_a_boundary_is_refused(content_type: bytes) -> None:
 def test_form_that_lacks_its_boundary_is_refused() -> None:
     with pytest.raises(PeekError, match="boundary"):
         peek_multipart(b"--Other\r\n", FORM)
+
+
+def test_form_fields_are_replaced_and_no_other_byte() -> None:
+    body = form((field(b"model"), b"a"), (field(b"f", b"; filename=x"), b"\x00model"), (field(b"model"), b""))
+    edited = replace_form_field(body, FORM, "model", b"longer")
+    assert edited == form(
+        (field(b"model"), b"longer"),
+        (field(b"f", b"; filename=x"), b"\x00model"),
+        (field(b"model"), b"longer"),
+    )
+    with pytest.raises(PeekError, match="absent"):
+        replace_form_field(body, FORM, "absent", b"x")
+    with pytest.raises(PeekError, match="boundary"):
+        replace_form_field(body, FORM, "model", b"\r\n--X-bound--")

@@ -181,8 +181,10 @@ class _ZstdFrames:
                 self._skip += self._checksum
             return 3
         if head[1:4] == b"\x2a\x4d\x18":  # a frame to skip
+            if len(head) < 8:
+                return 0
             self._skip = int.from_bytes(head[4:8], "little")
-            return 8 if len(head) == 8 else 0
+            return 8
         if len(head) < 5:
             return 0
         flags = head[4]

@@ -206,7 +206,7 @@ _disposition = re.compile(
 def peek_multipart(body: bytes, content_type: bytes) -> RequestPeek:
     """Look into a multipart/form-data body (RFC 7578); the contents of files are skipped, not read.
 
-    At most 1,000 parts, 16 KiB of headers in each and 64 KiB of a field are looked at; of several fields with one
+    At most 1,000 parts, 16 KiB of headers in each and 64 KiB of a field are looked at; of fields with one
     name the last counts. Raises PeekError if there is no boundary, or the body does not have it.
     """
     fields = {

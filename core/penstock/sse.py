@@ -38,7 +38,7 @@ class EventSplitter:
     """Cut a stream of bytes into raw events, each with its blank line.
 
     An event larger than max_event_bytes raises SSEError from feed: passing it on unsplit would let it go
-    unread past whoever inspects events. Its bytes stay in pending, for a caller who forwards them all the same.
+    unread past whoever inspects events. Its bytes stay in pending, for a caller who forwards them anyway.
     """
 
     __slots__ = ("_held", "_searched", "max_event_bytes", "newline")
