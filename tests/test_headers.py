@@ -163,6 +163,7 @@ FIELDS = st.lists(LINES, max_size=12).map(b"".join)
 @given(FIELDS)
 @example(b"x-forwarded-for: 1\r\naccept: a\r\n")
 @example(b"x-penstock-cache: 1\r\n")
+@example(b"connection: accept\r\naccept: a\r\n")
 @example(b"accept: a\r\naccept: b\r\n")
 def test_request_forwarding_equals_the_line_by_line_rule(fields: bytes) -> None:
     expected = slow_reference(fields, DROPPED_FROM_REQUESTS, (b"x-forwarded-", NAMESPACE))
@@ -171,6 +172,7 @@ def test_request_forwarding_equals_the_line_by_line_rule(fields: bytes) -> None:
 
 @given(FIELDS)
 @example(b"x-penstock-cache: 1\r\n")
+@example(b"connection: accept\r\naccept: a\r\n")
 @example(b"set-cookie: a\r\nset-cookie: b\r\naccept: c\r\n")
 def test_response_forwarding_equals_the_line_by_line_rule(fields: bytes) -> None:
     expected = slow_reference(fields, DROPPED_FROM_RESPONSES, (NAMESPACE,))
