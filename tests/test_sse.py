@@ -1,7 +1,6 @@
 """Event streams: any segmentation, mixed line ends, and every recorded stream."""
 
 import re
-import warnings
 from pathlib import Path
 
 import pytest
@@ -44,9 +43,10 @@ CUTS = st.lists(st.integers(0, 12), max_size=30)
 
 
 def read_all(wire: bytes) -> list[tuple[str | None, bytes]]:
-    """Read a stream as the WHATWG text says, line by line: (name, payload) of each event that is dispatched."""
+    """Read a stream as the WHATWG text says, line by line: name and payload of each event dispatched."""
     events = []
-    name, payload = b"", []
+    name = b""
+    payload: list[bytes] = []
     lines = re.split(rb"\r\n|\n|\r", wire.removeprefix(b"\xef\xbb\xbf"))
     for line in lines[:-1]:
         if not line:
@@ -126,11 +126,16 @@ def test_event_beyond_its_bound_is_an_error_and_stays_pending(size: int) -> None
     splitter = EventSplitter(max_event_bytes=50)
     events: list[bytes] = []
     fed = b""
-    with pytest.raises(SSEError, match="50") as caught:
-        for start in range(0, len(wire), size):
-            fed += wire[start : start + size]
-            events += splitter.feed(wire[start : start + size])
-    assert events + caught.value.events == [b"data: a\n\n"]
+    error = None
+    while error is None and len(fed) < len(wire):
+        piece = wire[len(fed) : len(fed) + size]
+        fed += piece
+        try:
+            events += splitter.feed(piece)
+        except SSEError as caught:
+            error = caught
+    assert error is not None
+    assert events + error.events == [b"data: a\n\n"]
     assert b"data: a\n\n" + splitter.pending == fed
     with pytest.raises(SSEError):
         splitter.feed(b"\n\n")
@@ -262,9 +267,7 @@ def test_terminal_event_spells_each_line_of_its_payload() -> None:
 def test_recorded_streams_are_split_and_read_without_loss() -> None:
     recordings = sorted(RECORDINGS.glob("*/*.sse"))
     if not recordings:
-        warnings.warn(
-            pytest.PytestWarning(f"no recordings at {RECORDINGS}: nothing was checked"), stacklevel=1
-        )
+        pytest.skip(f"NOTHING CHECKED: no recordings at {RECORDINGS}")
     for path in recordings:
         wire = path.read_bytes()
         for size in (len(wire), 1000, 13):
