@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from penstock.dialects.windows import Carrier, count, data_lines, usage_in_cut_json, whole_payloads
+from penstock.dialects.windows import Carrier, count, data_lines, joined, usage_in_cut_json, whole_payloads
 from penstock.models import Usage
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def read_usage(window: BodyWindow, *, is_stream: bool) -> Usage | None:
     model and is billed but left out of the top-level numbers, so its iterations are added. Never raises.
     """
     if is_stream:
-        return _to_usage(_read_stream(window.text))
+        return _to_usage(_read_stream(joined(window)))
     if window.is_whole:
         try:
             return _to_usage(_decode_message(window.head).usage)

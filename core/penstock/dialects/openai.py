@@ -18,6 +18,7 @@ from penstock.dialects.windows import (
     USAGE,
     Carrier,
     count,
+    joined,
     usage_before_end,
     usage_in_cut_json,
     whole_payloads,
@@ -113,7 +114,7 @@ def _read_stream(window: BodyWindow) -> Usage | None:
         first = tail.partition(b"\n")[0]
         found = usage_before_end(first, b"{", _decode_usage)
         found = found or usage_before_end(first, b'{"response":{', _decode_usage)
-    return found or _last_in(window.text)
+    return found or _last_in(joined(window))
 
 
 def _last_in(text: bytes) -> Usage | None:
@@ -253,9 +254,12 @@ def _ask_in(body: bytes, span: Span) -> tuple[Span, bytes] | None:
     return (last, b"true") if body[last.start : last.end] == b"null" else None
 
 
+_ABSENT = msgspec.Raw(b"")
+
+
 class _Chunk(msgspec.Struct):
-    choices: list[msgspec.Raw] | None = None
-    usage: msgspec.Raw | None = None
+    choices: msgspec.Raw = _ABSENT
+    usage: msgspec.Raw = _ABSENT
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -346,15 +350,19 @@ def _without_usage_by_parsing(event: bytes) -> bytes:
     payload = parse_event(event, at_start=event.startswith(b"\xef\xbb\xbf")).payload
     try:
         chunk = _decode_chunk(payload)
-        if chunk.usage is None:
-            return event
         usage = bytes(chunk.usage)
         if usage.startswith(b"{"):
             blank = len(event) - len(event.lstrip(b"\r\n"))
-            return event[:blank] if chunk.choices == [] else event
+            return event[:blank] if _is_empty_array(bytes(chunk.choices)) else event
+        if usage != b"null":
+            return event
         spans = splice.find_all(payload, ("usage",))
         if any(payload[span.start : span.end] != b"null" for span in spans):
             return event
         return replace_payload(event, splice.remove(payload, ("usage",)))
     except _ERRORS:
         return event
+
+
+def _is_empty_array(raw: bytes) -> bool:
+    return raw.startswith(b"[") and not raw[1:-1].strip(b" \t\r\n")

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from penstock.metering import TAIL_BYTES, BodyWindow
 from penstock.sse import EventSplitter, parse_event
-
-if TYPE_CHECKING:
-    from penstock.metering import BodyWindow
 
 COUNT_LIMIT = 10**12
 """No exchange uses as many tokens; a larger number is junk and counts as this."""
 
 USAGE = b'"usage"'
+_BACKSLASH = ord("\\")
+_SPACE = b" \t\r\n"
 _MAX_TRIES = 64
 _ERRORS = (ValueError, RecursionError)  # msgspec's errors are ValueErrors
 
@@ -45,6 +45,19 @@ def count(value: object) -> int:
     if type(value) is not int or value < 0:
         return 0
     return min(value, COUNT_LIMIT)
+
+
+def is_contiguous(window: BodyWindow) -> bool:
+    """Tell whether nothing can be missing between head and tail.
+
+    The meter drops reads only from a full tail; less than a quarter of what fills it is chunk framing.
+    """
+    return len(window.tail) < TAIL_BYTES * 3 // 4
+
+
+def joined(window: BodyWindow) -> bytes:
+    """Give the kept text of a stream; where events may be missing, no line goes on across the gap."""
+    return window.text if is_contiguous(window) else b"\n\n".join((window.head, window.tail))
 
 
 def data_lines(text: bytes) -> Iterator[bytes]:
@@ -76,7 +89,7 @@ def usage_before_end(text: bytes, opening: bytes, decode: Callable[[bytes], T | 
         found = text.rfind(USAGE, 0, found)
         if found < 0:
             return None
-        if text[found - 1 : found] == b"\\":
+        if found == 0 or text[found - 1] == _BACKSLASH:  # the end of a longer name, or perhaps
             continue
         try:
             carrier = decode(opening + text[found:])
@@ -94,8 +107,8 @@ def usage_after_start(text: bytes) -> object:
         found = text.find(USAGE, found + 1)
         if found < 0:
             return None
-        value = text[found + len(USAGE) :].lstrip(b" \t\r\n").removeprefix(b":").lstrip(b" \t\r\n")
-        if not value.startswith(b"{"):
+        value = text[found + len(USAGE) :].lstrip(_SPACE).removeprefix(b":").lstrip(_SPACE)
+        if text[found - 1] == _BACKSLASH or not value.startswith(b"{"):
             continue
         try:
             _decode_syntax(text[:found] + b'"":0}')
@@ -112,7 +125,7 @@ def usage_in_cut_json(window: BodyWindow) -> object:
     if carrier is not None and carrier.usage is not None:
         return carrier.usage
     usage = usage_after_start(window.head)
-    if usage is not None or not window.tail:
+    if usage is not None or not is_contiguous(window):
         return usage
     try:
         return _decode_carrier(window.text).usage
