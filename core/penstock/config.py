@@ -87,6 +87,8 @@ class Configuration:
     """What relative paths are relative to."""
     origins: Mapping[str, str] = attrs.field(factory=dict)
     """Where each key of ``[gateway]`` came from: file, environment, command line."""
+    given: Mapping[str, Any] = attrs.field(factory=dict)
+    """Plugin classes or objects an embedding program or a test brings, by the name they have in ``plugins``."""
 
     def plugin_table(self, name: str) -> Mapping[str, Any]:
         return self.plugins.get(name, {})

@@ -137,9 +137,7 @@ def load(configuration: Configuration, services: Services) -> tuple[Any, tuple[P
     faults: list[str] = []
     for entry in entries:
         try:
-            name, kind, distribution = find(entry, configuration.folder, source=configuration.source)
-            _refuse_strangers(name, kind, configuration.source)
-            plugins.append(Plugin(name, build(name, kind, configuration, services), distribution))
+            plugins.append(_make(entry, configuration, services))
         except ConfigurationError as error:
             faults += error.faults
     if faults:
@@ -148,6 +146,19 @@ def load(configuration: Configuration, services: Services) -> tuple[Any, tuple[P
     for plugin in reversed(plugins):
         manager.register(plugin.instance, plugin.name)
     return manager, tuple(plugins)
+
+
+def _make(entry: str, configuration: Configuration, services: Services) -> Plugin:
+    """Find and build one plugin; what an embedding program gives is not looked for, and an object is not built."""
+    given = configuration.given.get(entry)
+    if given is None:
+        name, kind, distribution = find(entry, configuration.folder, source=configuration.source)
+    else:
+        name, kind, distribution = entry, given if isinstance(given, type) else type(given), "given"
+    _refuse_strangers(name, kind, configuration.source)
+    if given is not None and not isinstance(given, type):
+        return Plugin(name, given, distribution)
+    return Plugin(name, build(name, kind, configuration, services), distribution)
 
 
 def _refuse_twice(entries: Sequence[str], source: str) -> None:
