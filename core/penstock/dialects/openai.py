@@ -264,13 +264,15 @@ class _Chunk(msgspec.Struct):
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
-# In a compact chunk of one line, what is in front of or behind "usage":null shows that it is a top-level
-# member: only flat members between the opening brace and it, or between it and the end.
-_NULL = b'"usage":null'
+# In a chunk of one line, what is in front of or behind "usage":null shows that it is a top-level member: only
+# flat members between the opening brace and it, or between it and the end.
 _LF, _COMMA = b"\n,"
-_FLAT = rb'"[^"\\]*+":(?:"[^"\\]*+"|[\w.+-]++)'
-_flat_front = re.compile(rb"data: ?\{(?:" + _FLAT + rb",)*+").match
-_flat_rest = re.compile(rb"(?:," + _FLAT + rb")*+\}\n\n\Z").match
+_SPACE = b" \t"
+_WS = rb"[ \t]*+"
+_FLAT = rb'"[^"\\]*+"' + _WS + rb":" + _WS + rb'(?:"[^"\\]*+"|[\w.+-]++)' + _WS
+_null_member = re.compile(USAGE + _WS + rb":" + _WS + rb"null").match
+_flat_front = re.compile(rb"data:" + _WS + rb"\{" + _WS + rb"(?:" + _FLAT + rb"," + _WS + rb")*+").match
+_flat_rest = re.compile(_WS + rb"(?:," + _WS + _FLAT + rb")*+\}" + _WS + rb"\n\n\Z").match
 
 
 class UsageFrameFilter:
@@ -331,19 +333,27 @@ def _without_usage(event: bytes) -> bytes:
     at = event.find(USAGE)
     if at < 0 or len(event) > MAX_EVENT_BYTES:
         return event
-    end = at + len(_NULL)
+    null = _null_member(event, at)
     if (
-        event.startswith(_NULL, at)
+        null is not None
+        and event.startswith(b"data:")
         and event.find(b"\n") == len(event) - 2
         and b"\r" not in event
-        and event.find(USAGE, end) < 0
+        and event.find(USAGE, null.end()) < 0
     ):
-        if event[at - 1] == _COMMA and event.startswith(b"data:") and _flat_rest(event, end):
-            return event[: at - 1] + event[end:]
-        front = _flat_front(event)
-        if front is not None and front.end() > at:
-            return event[:at] + event[end + 1 :]
+        comma = _before_space(event, at)
+        if event[comma] == _COMMA and (
+            _flat_rest(event, null.end()) or ((front := _flat_front(event)) and front.end() > at)
+        ):
+            return event[: _before_space(event, comma) + 1] + event[null.end() :]
     return _without_usage_by_parsing(event)
+
+
+def _before_space(event: bytes, position: int) -> int:
+    position -= 1
+    while event[position] in _SPACE:
+        position -= 1
+    return position
 
 
 def _without_usage_by_parsing(event: bytes) -> bytes:
