@@ -293,7 +293,7 @@ class UsageFrameFilter:
     def feed(self, payload: bytes) -> bytes:
         """Return what the client may see of these bytes; an incomplete event is held back."""
         if self._is_between_events:
-            if b"usage" not in payload and (payload.endswith(b"\n\n") or payload.endswith(b"\r\n\r\n")):  # noqa: PIE810 - a tuple is slower
+            if payload.find(b"usage") < 0 and (payload.endswith(b"\n\n") or payload.endswith(b"\r\n\r\n")):  # noqa: PIE810 - a tuple is slower
                 return payload
             if payload.find(b"\n") == len(payload) - 2 and payload[-1] == _LF and b"\r" not in payload:
                 return _without_usage(payload)
