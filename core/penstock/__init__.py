@@ -17,7 +17,7 @@ from penstock.headers import Headers
 from penstock.heads import RequestHead, ResponseHead, read_response_head
 from penstock.hookspecs import hookimpl
 from penstock.http_providers import AnthropicProvider, HTTPProvider, OpenAIProvider
-from penstock.keys import display_prefix, hash_key, is_well_formed, new_key
+from penstock.keys import KeyHasher, display_prefix, hash_key, is_well_formed, new_key
 from penstock.metering import BodyWindow
 from penstock.models import (
     Attempt,
@@ -75,6 +75,7 @@ __all__ = [
     "HTTPProvider",
     "Headers",
     "KeyDirectory",
+    "KeyHasher",
     "KeyRecord",
     "Mount",
     "OpenAIProvider",

@@ -56,6 +56,7 @@ class Connection(asyncio.Protocol):
         "_is_ready",
         "_keep_alive",
         "_needed",
+        "_outbox",
         "_parsed",
         "_read_paused",
         "_relay",
@@ -70,6 +71,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._outbox = server.outbox
         self._transport: asyncio.Transport | None = None
         self.client: tuple[str, int] | None = None
         self.is_http10 = False
@@ -239,6 +241,9 @@ class Connection(asyncio.Protocol):
                     if not self._keep_alive or self._server.is_draining:
                         break
                     self._next()
+            except Exception as error:  # noqa: BLE001 - one connection's fault must not end the others
+                self._server.report_fault(error)
+                self._transport_now.abort()
             finally:
                 self._finish()
 
@@ -320,6 +325,7 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         if self._transport is not None and not self._is_lingering:
             self._server.connections.discard(self)
+            self._outbox.flush()
             self._transport.close()
         if self._drained is not None and not self._drained.done():
             self._drained.cancel()
@@ -330,7 +336,7 @@ class Connection(asyncio.Protocol):
         """Write to the client; bytes for one that has gone are dropped."""
         transport = self._transport
         if transport is not None and not self._is_gone:
-            transport.write(data)
+            self._outbox.write(transport, data)
 
     def begin(self, exchange: Exchange, relay: Relay, framing: bytes) -> bytes:
         """Return the head of a relayed answer, and let a slow client slow ``relay`` from now on."""
@@ -366,6 +372,7 @@ class Connection(asyncio.Protocol):
         self._is_lingering = self._is_closing = True
         self._body.clear()
         self._deadline = self._server.now() + LINGER_SECONDS
+        self._outbox.flush()
         if transport.can_write_eof():
             transport.write_eof()
         self._wake()
@@ -398,6 +405,7 @@ class Connection(asyncio.Protocol):
         """Close now where nothing is under way; called when the server drains."""
         self._is_closing = True
         if self._transport is not None:
+            self._outbox.flush()
             self._transport.close()
 
     def abort(self) -> None:

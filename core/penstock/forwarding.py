@@ -15,7 +15,7 @@ from penstock.headers import Headers, forward_request_fields
 from penstock.heads import RequestHead
 from penstock.inspection import inspectable_body
 from penstock.models import Candidate, Exchange, ProviderBinding, Request
-from penstock.forms import replace_form_field
+from penstock.peek import replace_form_field
 from penstock.providers import Origin, ResponseFilter, UpstreamRequest
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -10,6 +10,7 @@ import re
 from typing import Final, Literal, NoReturn, Protocol
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
+MARK_BYTES = 8 * 1024
 _MAX_SIZE_LINE_BYTES = 1024  # a size needs 17; the rest is for chunk extensions
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+"
@@ -44,6 +45,10 @@ _FORBIDDEN_TRAILERS = frozenset(
         b"x-api-key",
     )
 )
+
+# Size lines, with the CRLF before them, that the strict expression has accepted: sizes repeat within a stream.
+_MAX_KNOWN_SIZES = 4096
+_known_sizes: dict[bytes, int] = {}
 
 _Phase = Literal["size", "payload end", "trailer"]
 
@@ -128,6 +133,7 @@ class ChunkedFraming:
         "_remaining",
         "_trailer_bytes",
         "complete",
+        "mark",
     )
 
     def __init__(self, *, allow_extensions: bool, max_trailer_bytes: int = 8192) -> None:
@@ -138,6 +144,8 @@ class ChunkedFraming:
         self._line = b""  # the beginning of a line whose end has not come yet
         self._trailer_bytes = 0
         self.complete = False
+        self.mark: tuple[int, ChunkedFraming] | None = None
+        """Where the last MARK_BYTES of the last read begin, and a follower that stands there; None for short reads."""
 
     def copy(self) -> ChunkedFraming:
         """Return an independent follower that stands at the same place."""
@@ -156,13 +164,23 @@ class ChunkedFraming:
 
         Raises FramingError.
         """
-        position = 0
         end = len(data)
+        self.mark = None
+        cut = end - MARK_BYTES
+        if cut <= 0 or payload is not None:
+            return self._follow(data, 0, end, payload)
+        position = self._follow(data, 0, cut, None)
+        if position < cut:
+            return position
+        self.mark = (cut, self.copy())
+        return self._follow(data, cut, end, None)
+
+    def _follow(self, data: bytes, position: int, end: int, payload: list[bytes] | None) -> int:
         while position < end and not self.complete:
             if self._remaining:
-                position = self._pass_chunks(data, position, payload)
+                position = self._pass_chunks(data, position, end, payload)
             else:
-                position = self._pass_line(data, position)
+                position = self._pass_line(data, position, end)
         return position
 
     def finish_on_eof(self) -> bool:
@@ -200,43 +218,48 @@ class ChunkedFraming:
             return b""
         return ending + follower.continuation(payload)
 
-    def _pass_chunks(self, data: bytes, start: int, payload: list[bytes] | None) -> int:
-        size = self._remaining
-        end = len(data)
-        while True:
+    def _pass_chunks(self, data: bytes, start: int, end: int, payload: list[bytes] | None) -> int:
+        size: int | None = self._remaining
+        known = _known_sizes.get
+        width = 7  # of the size line with its two line ends; seldom changes from one chunk to the next
+        while size:
             stop = start + size
             if stop > end:
                 self._remaining = stop - end
                 if payload is not None:
-                    payload.append(data[start:])
+                    payload.append(data[start:end])
                 return end
             if payload is not None:
                 payload.append(data[start:stop])
-            # One match checks the CRLF behind the payload and reads the size line that follows it.
-            match = _next_size_line(data, stop)
-            if match is None:
-                self._remaining = 0
-                self._phase = "payload end"
-                return stop
-            start = match.end()
-            size = int(match[1], 16)
-            if not size:
-                self._remaining = 0
-                self._phase = "trailer"
-                return start
+            # The CRLF behind the payload and the size line after it are looked up as one piece.
+            start = stop + width
+            size = known(data[stop:start])
+            if size is None or start > end:
+                match = _next_size_line(data, stop, end)
+                if match is None:
+                    self._remaining = 0
+                    self._phase = "payload end"
+                    return stop
+                start, size = match.end(), int(match[1], 16)
+                width = start - stop
+                if len(_known_sizes) < _MAX_KNOWN_SIZES:
+                    _known_sizes[match[0]] = size
+        self._remaining = 0
+        self._phase = "trailer"
+        return start
 
-    def _pass_line(self, data: bytes, start: int) -> int:
+    def _pass_line(self, data: bytes, start: int, end: int) -> int:
         if self._phase == "size" and not self._line:
-            match = _size_line(data, start)
+            match = _size_line(data, start, end)
             if match is not None:
                 self._begin_chunk(int(match[1], 16))
                 return match.end()
-        stop = data.find(b"\n", start) + 1
-        self._check_line_length(len(self._line) + (stop or len(data)) - start)
+        stop = data.find(b"\n", start, end) + 1
+        self._check_line_length(len(self._line) + (stop or end) - start)
         if not stop:
-            self._line += data[start:]
+            self._line += data[start:end]
             self._check_line_start(self._line)
-            return len(data)
+            return end
         line = self._line + data[start:stop]
         self._line = b""
         self._end_line(line)

@@ -8,7 +8,7 @@ only ones that know pluggy.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,31 @@ class Call:
     calls: int = 0
     total_ns: int = 0
     errors: int = 0
+
+    def run(self, exchange: Exchange) -> Any:
+        """Call the plugin; what it returns may have to be awaited (``wait``)."""
+        started = perf_counter_ns()
+        try:
+            return self.function(exchange)
+        except RequestError:
+            raise
+        except Exception as error:
+            raise self.failed() from error
+        finally:
+            self.calls += 1
+            self.total_ns += perf_counter_ns() - started
+
+    async def wait(self, pending: Awaitable[Any]) -> Any:
+        """Await what ``run`` returned."""
+        started = perf_counter_ns()
+        try:
+            return await pending
+        except RequestError:
+            raise
+        except Exception as error:
+            raise self.failed() from error
+        finally:
+            self.total_ns += perf_counter_ns() - started
 
     def chunk(self, exchange: Exchange, chunk: Chunk) -> bytes:
         """Run a synchronous chunk hook; returns the bytes to pass on."""

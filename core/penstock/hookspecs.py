@@ -1,8 +1,8 @@
 """The contract between core and plugins: every hook, in the order of one exchange.
 
 A plugin is a class whose methods carry ``@hookimpl``. Each per-exchange hook takes one argument, the exchange, and may
-be ``def`` or ``async def``; core finds out once, at start, and awaits only what is asynchronous. Prefer ``def`` where
-nothing is awaited: it costs a third. A hook that no enabled plugin implements costs nothing.
+be ``def`` or ``async def``; a ``def`` may also return an awaitable when, for this exchange, there is something to wait
+for. Prefer ``def`` where nothing is awaited: it costs a third. A hook that no enabled plugin implements costs nothing.
 
 An exception other than RequestError out of any hook up to ``select_provider`` ends the exchange with 500
 ``plugin_error`` and a log line naming plugin and hook; out of ``on_stream_chunk`` it ends the stream; out of

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import secrets
 import zlib
 from typing import Literal
@@ -17,6 +16,7 @@ _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _STEMS = {"penstock": "ps", "langwatch": "lw"}
 _RANDOM = 32
 _CHECK = 6
+_BLOCK = 64
 _TAIL = 26 + _RANDOM + _CHECK
 
 
@@ -31,14 +31,14 @@ def new_key(namespace: str = "penstock", env: Literal["live", "test"] = "live") 
     return body + checksum(body.encode()).decode()
 
 
+_PAIRS = [(high + low).encode() for high in _BASE62 for low in _BASE62]
+
+
 def checksum(text: bytes) -> bytes:
     """Return six base62 digits of CRC-32."""
-    value = zlib.crc32(text)
-    digits = []
-    for _ in range(_CHECK):
-        value, digit = divmod(value, 62)
-        digits.append(_BASE62[digit])
-    return "".join(reversed(digits)).encode()
+    rest, low = divmod(zlib.crc32(text), 3844)
+    high, middle = divmod(rest, 3844)
+    return _PAIRS[high] + _PAIRS[middle] + _PAIRS[low]
 
 
 def is_well_formed(secret: bytes, namespace: str = "penstock") -> bool:
@@ -54,6 +54,24 @@ def display_prefix(secret: str) -> str:
     return secret[: len(secret) - _TAIL + 6]
 
 
+class KeyHasher:
+    """Hash keys under one pepper; the two halves of HMAC (RFC 2104) are prepared once."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, pepper: bytes) -> None:
+        block = (hashlib.sha256(pepper).digest() if len(pepper) > _BLOCK else pepper).ljust(_BLOCK, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
+
+    def hash(self, secret: bytes) -> bytes:
+        """Return HMAC-SHA256 of the secret, 32 bytes: the only form a key is stored in."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(secret)
+        outer.update(inner.digest())
+        return outer.digest()
+
+
 def hash_key(pepper: bytes, secret: bytes) -> bytes:
-    """Return HMAC-SHA256 of the secret under the pepper, 32 bytes: the only form a key is stored in."""
-    return hmac.digest(pepper, secret, hashlib.sha256)
+    """Return HMAC-SHA256 of the secret under the pepper, 32 bytes."""
+    return KeyHasher(pepper).hash(secret)

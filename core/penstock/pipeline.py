@@ -10,8 +10,9 @@ closed).
 from __future__ import annotations
 
 import asyncio
-from time import monotonic_ns, perf_counter_ns
-from typing import Any, Protocol
+from collections.abc import Awaitable
+from time import monotonic_ns
+from typing import Protocol
 
 import anyio
 import attrs
@@ -19,9 +20,9 @@ import attrs
 from penstock.endpoints import ALL, UNKNOWN
 from penstock.envelopes import error_response
 from penstock.errors import PluginError, RequestError, UpstreamError
-from penstock.hooks import Call, Hooks
+from penstock.hooks import Hooks
 from penstock.ids import new_span_id
-from penstock.models import Attempt, Candidate, Exchange, Response
+from penstock.models import Attempt, Candidate, Exchange, Principal, Response
 from penstock.providers import Transport, UpstreamRequest
 from penstock.relay import Client, Relay
 from penstock.telemetry import Telemetry
@@ -86,7 +87,9 @@ class Pipeline:
         await self._authenticate(exchange)
         self._check_size(exchange)
         for call in self.hooks.pre_request:
-            answer: Response | None = await _run(call, exchange)
+            answer: Response | Awaitable[Response | None] | None = call.run(exchange)
+            if answer is not None and not isinstance(answer, Response):
+                answer = await call.wait(answer)
             if answer is not None:
                 return answer
         await self._relay_from_some_provider(exchange, client)
@@ -94,8 +97,11 @@ class Pipeline:
 
     async def _authenticate(self, exchange: Exchange) -> None:
         for call in self.hooks.authenticate:
-            exchange.principal = await _run(call, exchange)
-            if exchange.principal is not None:
+            principal: Principal | Awaitable[Principal | None] | None = call.run(exchange)
+            if principal is not None and not isinstance(principal, Principal):
+                principal = await call.wait(principal)
+            if principal is not None:
+                exchange.principal = principal
                 return
         if self.hooks.authenticate:
             raise RequestError(
@@ -136,7 +142,9 @@ class Pipeline:
 
     async def _select(self, exchange: Exchange) -> Candidate | None:
         for call in self.hooks.select_provider:
-            candidate: Candidate | None = await _run(call, exchange)
+            candidate: Candidate | Awaitable[Candidate | None] | None = call.run(exchange)
+            if candidate is not None and not isinstance(candidate, Candidate):
+                candidate = await call.wait(candidate)
             if candidate is not None:
                 return candidate
         return None
@@ -241,7 +249,9 @@ class Pipeline:
     async def _settle_each(self, exchange: Exchange) -> None:
         for call in self.hooks.post_response:
             try:
-                await _run(call, exchange)
+                pending = call.run(exchange)
+                if pending is not None:
+                    await call.wait(pending)
             except (RequestError, PluginError) as error:
                 self.telemetry.report_fault(exchange, error)
 
@@ -253,20 +263,6 @@ class Pipeline:
             exchange.usage = candidate.provider.read_usage(exchange, window)
         except Exception as error:  # noqa: BLE001 - metering never breaks an exchange that was answered
             self.telemetry.report_fault(exchange, error)
-
-
-async def _run(call: Call, exchange: Exchange) -> Any:
-    """Call one plugin, timed; unexpected exceptions become PluginError."""
-    started = perf_counter_ns()
-    try:
-        result = call.function(exchange)
-        return await result if call.is_async else result
-    except RequestError:
-        raise
-    except Exception as error:
-        raise call.failed() from error
-    finally:
-        call.count(started)
 
 
 def is_retryable(status: int) -> bool:

@@ -14,6 +14,7 @@ from penstock.asgi import Mount
 from penstock.connection import Connection
 from penstock.errors import overloaded
 from penstock.models import Exchange, Response
+from penstock.outbox import Outbox
 from penstock.pipeline import Pipeline
 from penstock.replies import ReplyHeads
 
@@ -63,8 +64,14 @@ class Server:
         self.refusals: dict[str, int] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._outbox: Outbox | None = None
         self._listeners: list[asyncio.Server] = []
         self._sweepables: list[Any] = []
+
+    @property
+    def outbox(self) -> Outbox:
+        assert self._outbox is not None
+        return self._outbox
 
     def now(self) -> float:
         assert self._loop is not None
@@ -75,6 +82,7 @@ class Server:
     async def run_until_drained(self, tasks: anyio.abc.TaskGroup, sweepables: list[Any]) -> None:
         """Sweep deadlines until ``tasks`` is cancelled."""
         self._loop = asyncio.get_running_loop()
+        self._outbox = Outbox(self._loop)
         self._tasks = tasks
         self._sweepables = sweepables
         tasks.start_soon(self._sweep)

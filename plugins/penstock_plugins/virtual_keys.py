@@ -18,6 +18,7 @@ from penstock import (
     ConfigurationError,
     Exchange,
     KeyDirectory,
+    KeyHasher,
     KeyRecord,
     Principal,
     RequestError,
@@ -148,13 +149,14 @@ class VirtualKeys:
 
     config: Config
     services: Services
-    _pepper: bytes = attrs.field(init=False, repr=False)
+    _hasher: KeyHasher = attrs.field(init=False, repr=False)
     _namespace: str = attrs.field(init=False)
     _directory: KeyDirectory = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._pepper = self.config.pepper.reveal().encode()
-        if len(self._pepper) < _MIN_PEPPER:
+        pepper = self.config.pepper.reveal().encode()
+        self._hasher = KeyHasher(pepper)
+        if len(pepper) < _MIN_PEPPER:
             raise ConfigurationError(f"pepper: must be at least {_MIN_PEPPER} characters")
         self._namespace = self.services.namespace
         self._directory = ConfiguredKeys(self.config, self._namespace)
@@ -168,7 +170,7 @@ class VirtualKeys:
             return None
         if not is_well_formed(secret, self._namespace):
             raise _unknown()
-        key_hash = hash_key(self._pepper, secret)
+        key_hash = self._hasher.hash(secret)
         record = self._directory.find_key(key_hash)
         if record is None or not hmac.compare_digest(record.hash, key_hash):
             raise _unknown()

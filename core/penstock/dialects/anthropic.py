@@ -42,7 +42,7 @@ def read_usage(window: BodyWindow, *, is_stream: bool) -> Usage | None:
         return _to_usage(_read_stream(joined(window)))
     if window.is_whole:
         try:
-            return _to_usage(_decode_message(window.head).usage)
+            return _to_usage(_decode_message(window.text).usage)
         except _ERRORS:
             pass
     return _to_usage(usage_in_cut_json(window))

@@ -134,7 +134,7 @@ def _estimate_output(
         pattern = _CHAT_DELTAS
     texts: list[bytes] = []
     seen = 0
-    for part in (window.head, window.tail):
+    for part in (window.text,) if window.is_whole else (window.head, window.tail):
         found = pattern.findall(part)
         texts += found
         seen += len(part) if found else 0  # a part may lie within one long string: its text is not found

@@ -99,7 +99,7 @@ def read_usage(window: BodyWindow, *, is_stream: bool) -> Usage | None:
         return _read_stream(window)
     if window.is_whole:
         try:
-            return _decode_usage(window.head)
+            return _decode_usage(window.text)
         except _ERRORS:
             pass
     return _classify_loosely(usage_in_cut_json(window))
@@ -110,7 +110,9 @@ def _read_stream(window: BodyWindow) -> Usage | None:
     if not tail:
         return _last_in(window.head)
     found = _last_in(tail)
-    if found is None:  # perhaps an event too large for the window: only its end is there
+    if (
+        found is None and not window.is_whole
+    ):  # perhaps an event too large for the window: only its end is there
         first = tail.partition(b"\n")[0]
         found = usage_before_end(first, b"{", _decode_usage)
         found = found or usage_before_end(first, b'{"response":{', _decode_usage)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from penstock.metering import TAIL_BYTES, BodyWindow
 from penstock.sse import EventSplitter, parse_event
+
+if TYPE_CHECKING:
+    from penstock.metering import BodyWindow
 
 COUNT_LIMIT = 10**12
 """No exchange uses as many tokens; a larger number is junk and counts as this."""
@@ -47,17 +49,9 @@ def count(value: object) -> int:
     return min(value, COUNT_LIMIT)
 
 
-def is_contiguous(window: BodyWindow) -> bool:
-    """Tell whether nothing can be missing between head and tail.
-
-    The meter drops reads only from a full tail; less than a quarter of what fills it is chunk framing.
-    """
-    return len(window.tail) < TAIL_BYTES * 3 // 4
-
-
 def joined(window: BodyWindow) -> bytes:
     """Give the kept text of a stream; where events may be missing, no line goes on across the gap."""
-    return window.text if is_contiguous(window) else b"\n\n".join((window.head, window.tail))
+    return window.text if window.is_whole else b"\n\n".join((window.head, window.tail))
 
 
 def data_lines(text: bytes) -> Iterator[bytes]:
@@ -121,13 +115,9 @@ def usage_after_start(text: bytes) -> object:
 
 def usage_in_cut_json(window: BodyWindow) -> object:
     """Read the top-level ``usage`` object of JSON of which the middle or the end is missing, or None."""
-    carrier = usage_before_end(window.tail, b"{", _decode_carrier) if window.tail else None
+    if window.is_whole:
+        return usage_after_start(window.text)
+    carrier = usage_before_end(window.tail, b"{", _decode_carrier)
     if carrier is not None and carrier.usage is not None:
         return carrier.usage
-    usage = usage_after_start(window.head)
-    if usage is not None or not is_contiguous(window):
-        return usage
-    try:
-        return _decode_carrier(window.text).usage
-    except _ERRORS:
-        return None
+    return usage_after_start(window.head)

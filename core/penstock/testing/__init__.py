@@ -1,4 +1,4 @@
-"""Tools to test plugins and embedding programs with: a gateway in a test, scripted upstreams, strategies, checkers.
+"""Tools to test plugins with: a gateway in a test, scripted upstreams, strategies and checkers.
 
 Names load on first use; only the strategies and checkers need hypothesis (``pip install penstock[testing]``).
 """
@@ -68,7 +68,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - what a module exports
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'penstock.testing' has no attribute {name!r}")

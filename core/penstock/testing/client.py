@@ -37,7 +37,7 @@ class Reply:
     is_complete: bool = True
     """False where the connection ended before the body did."""
 
-    def json(self) -> Any:
+    def json(self) -> Any:  # noqa: ANN401 - whatever JSON holds
         return json.loads(self.body)
 
     def header(self, name: str) -> str | None:
@@ -62,7 +62,7 @@ class ReplyReader:
     def feed(self, data: bytes) -> list[bytes]:
         """Return the pieces of body in these bytes; b"" stands for the end of the connection.
 
-        Raises h11.RemoteProtocolError for what is no HTTP; a body that breaks off only leaves ``is_complete`` False.
+        Raises h11.RemoteProtocolError for what is no HTTP; one that breaks off leaves ``is_complete`` False.
         """
         self.raw.append(data)
         pieces: list[bytes] = []
@@ -80,7 +80,7 @@ class ReplyReader:
         self.body += pieces
         return pieces
 
-    def _take(self, event: Any, pieces: list[bytes]) -> None:
+    def _take(self, event: object, pieces: list[bytes]) -> None:
         if isinstance(event, h11.Response):
             self.status = event.status_code
             self.headers = Headers(list(event.headers.raw_items()))
@@ -142,13 +142,13 @@ class RawClient(asyncio.Protocol):
         changed.set()
 
     async def send(self, *segments: bytes) -> None:
-        """Write each segment on its own; in memory each arrives as one read, on a socket TCP may join them."""
+        """Write each segment on its own: one read each in memory; on a socket TCP may join them."""
         for segment in segments:
             self._transport.write(segment)
             await anyio.lowlevel.checkpoint()
 
     async def receive(self) -> bytes:
-        """Return the next bytes, b"" at the end of the connection. Raises ConnectionResetError, TimeoutError."""
+        """Return the next bytes, b"" at the end. Raises ConnectionResetError, TimeoutError."""
         with anyio.fail_after(PATIENCE_SECONDS):
             while not self._pieces:
                 if self._error is not None:
@@ -159,7 +159,7 @@ class RawClient(asyncio.Protocol):
         return self._pieces.popleft()
 
     async def receive_until(self, marker: bytes) -> bytes:
-        """Return everything up to and with ``marker``. Raises AssertionError where the connection ends before it."""
+        """Return everything up to and with ``marker``. Raises AssertionError at an earlier end."""
         seen = b""
         while marker not in seen:
             data = await self.receive()
@@ -178,7 +178,7 @@ class RawClient(asyncio.Protocol):
         return b"".join(parts)
 
     async def receive_reply(self, method: bytes = b"POST") -> Reply:
-        """Return the next whole answer; ``method`` is that of its request. Bytes behind it are kept for the next."""
+        """Return the next whole answer; ``method`` is its request's. What follows is kept for the next."""
         reader = ReplyReader(method)
         while not reader.has_ended:
             reader.feed(await self.receive())
@@ -205,7 +205,7 @@ class RawClient(asyncio.Protocol):
         reset(self._transport)
 
 
-def reset(transport: Any) -> None:
+def reset(transport: asyncio.Transport) -> None:
     """Break a connection off, in memory or on a socket, so that the other side sees a reset."""
     if isinstance(transport, MemoryTransport):
         transport.reset()
@@ -265,8 +265,8 @@ def request_bytes(
 ) -> bytes:
     """Return a request as it goes over the wire.
 
-    Host, Content-Length, Content-Type and, from ``key``, the credential are added where ``headers`` has none; a body
-    that is a mapping becomes JSON.
+    Host, Content-Length, Content-Type and, from ``key``, the credential are added where ``headers`` has none;
+    a body that is a mapping becomes JSON.
     """
     payload = body if isinstance(body, bytes) else json.dumps(body).encode()
     pairs = (

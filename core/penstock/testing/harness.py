@@ -93,7 +93,7 @@ class _Dialer(DirectTransport):
         super().__init__(limits)
         self._by_host = {upstream.host: upstream for upstream in upstreams}
 
-    async def _open(self, origin: Origin, timeout: float) -> DirectConnection:
+    async def _open(self, origin: Origin, timeout: float) -> DirectConnection:  # noqa: ASYNC109
         upstream = self._by_host.get(origin.host)
         if upstream is None:
             return await super()._open(origin, timeout)
@@ -109,12 +109,12 @@ class _Dialer(DirectTransport):
 class Harness:
     """Run a gateway with the plugins under test.
 
-    ``plugins``: names of installed plugins, plugin classes, plugin objects, or (name, class or object) pairs; a class
-    is named after itself in snake case. ``config``: their tables by plugin name. ``gateway``: the ``[gateway]`` table.
-    ``upstream``: one or more fake upstreams; each gets a binding of type openai_compatible (``up``, ``up2`` …) and one
-    of type anthropic (``anthropic``, ``anthropic2`` …), in this order, unless ``config["routing"]`` lists bindings.
-    Before and after the plugins given come those that authenticate, route and provide, unless ``bare``.
-    ``socket``: clients come through a listener on loopback instead of in memory.
+    ``plugins``: names of installed plugins, plugin classes, plugin objects, or (name, class or object) pairs;
+    a class is named after itself in snake case. ``config``: their tables by plugin name. ``gateway``: the
+    ``[gateway]`` table. ``upstream``: one or more fake upstreams; each gets a binding of type
+    openai_compatible (``up``, ``up2`` …) and one of type anthropic (``anthropic``, ``anthropic2`` …), in this
+    order, unless ``config["routing"]`` lists bindings. Before and after the plugins given come those that
+    authenticate, route and provide, unless ``bare``. ``socket``: clients come through a loopback listener.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Harness:
         self._gateway: Gateway | None = None
         self.port: int | None = None
 
-    # --- life -----------------------------------------------------------------------------------------------------
+    # --- life -----------------------------------------------------------------------------------------------
 
     def configuration(self) -> Configuration:
         """Return the configuration the gateway is built from. Raises ConfigurationError."""
@@ -208,7 +208,7 @@ class Harness:
             for upstream in self.upstreams:
                 upstream.check()
 
-    # --- what a test asks -----------------------------------------------------------------------------------------
+    # --- what a test asks -----------------------------------------------------------------------------------
 
     @property
     def gateway(self) -> Gateway:
@@ -246,7 +246,7 @@ class Harness:
         """Return once ``count`` exchanges have settled. Raises TimeoutError."""
         await self._recorder.wait(None, count)
 
-    # --- what a client does ---------------------------------------------------------------------------------------
+    # --- what a client does ---------------------------------------------------------------------------------
 
     async def request(self, method: str, path: str, headers: Fields = (), body: Body = b"") -> Reply:
         """Send one request on a connection of its own; returns its answer once the exchange has settled."""
@@ -262,7 +262,7 @@ class Harness:
     async def stream(
         self, method: str, path: str, headers: Fields = (), body: Body = b""
     ) -> AsyncIterator[ReplyStream]:
-        """Send one request and enter with the head of its answer; leaving before the end abandons the answer."""
+        """Send one request and enter with the head of its answer; leaving early abandons the answer."""
         client = await self.raw()
         try:
             await client.send(self.request_bytes(method, path, headers, body))
@@ -293,7 +293,7 @@ def _listed(upstream: FakeUpstream | Sequence[FakeUpstream] | None) -> tuple[Fak
     return (upstream,) if isinstance(upstream, FakeUpstream) else tuple(upstream)
 
 
-def _named(plugin: Any) -> tuple[str, Any]:
+def _named(plugin: Any) -> tuple[str, Any]:  # noqa: ANN401 - any class may be a plugin
     """Return a plugin's name and what it is, None where the name is all there is."""
     if isinstance(plugin, str):
         return plugin, None

@@ -1,15 +1,16 @@
 """A pair of asyncio transports joined in memory: sockets without sockets, one segment per write.
 
-Invariants: what one side writes in one call arrives in one ``data_received``; nothing arrives while reading is paused;
-everything written before an end of stream arrives before it; ``connection_lost`` comes exactly once.
+Invariants: what one side writes in one call arrives in one ``data_received``; nothing arrives while reading
+is paused; everything written before an end of stream arrives before it; ``connection_lost`` comes once.
 """
+
+# ruff: noqa: SLF001 - the two ends are halves of one thing
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
 HIGH_WATER = 64 * 1024
 """Bytes the other side has not read above which a writer is asked to pause, as a socket's buffers would."""
@@ -33,7 +34,7 @@ class MemoryTransport(asyncio.Transport):
         self._has_ended = self._is_end_told = False
         self._has_written_eof = self._is_closing = self._is_lost = False
 
-    # --- what a protocol calls ------------------------------------------------------------------------------------
+    # --- what a protocol calls ------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if data and not self._is_closing and not self._has_written_eof:
@@ -96,7 +97,7 @@ class MemoryTransport(asyncio.Transport):
         assert isinstance(protocol, asyncio.Protocol)
         self._protocol = protocol
 
-    # --- what the other end does ----------------------------------------------------------------------------------
+    # --- what the other end does ----------------------------------------------------------------------------
 
     def _arrive(self, data: bytes) -> None:
         if self._is_closing:
@@ -153,15 +154,15 @@ class MemoryTransport(asyncio.Transport):
 
 def connect(
     near: asyncio.Protocol, far: asyncio.Protocol, *, near_address: tuple[str, int] = ("192.0.2.1", 1)
-) -> Any:
-    """Join two protocols on the running loop and call ``connection_made`` of both; returns the near transport.
+) -> MemoryTransport:
+    """Join two protocols on the running loop, calling ``connection_made`` of both; returns the near one.
 
     ``near_address`` is what the far side sees as its peer (RFC 5737 documentation address).
     """
     loop = asyncio.get_running_loop()
     first = MemoryTransport(loop, near, ("192.0.2.2", 2))
     second = MemoryTransport(loop, far, near_address)
-    first._peer, second._peer = second, first  # noqa: SLF001 - two halves of one thing
+    first._peer, second._peer = second, first
     near.connection_made(first)
     far.connection_made(second)
     return first

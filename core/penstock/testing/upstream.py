@@ -1,7 +1,7 @@
 """A provider made of scripted bytes, in memory or on a loopback socket.
 
-A script is a list of steps per request: bytes to send, or one of the steps below. Nothing here sleeps: what waits is
-ended by the test. Requests are read by h11, so what the gateway sends is judged by somebody else's code.
+A script is a list of steps per request: bytes to send, or one of the steps below. Nothing here sleeps: what
+waits is ended by the test. Requests are read by h11, so what the gateway sends is judged by somebody else's code.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Reset:
 class Expect:
     """Wait for the whole request, which must hold ``part``.
 
-    A script without this step begins with the whole request; one with it begins with the request's first byte.
+    A script without this step begins after the whole request; one with it begins at the request's first byte.
     """
 
     part: bytes = b""
@@ -227,8 +227,8 @@ class FakeUpstream:
     """Answer the n-th request with the n-th script, whatever connection it comes on.
 
     Given to a Harness it is reached in memory (on a socket where the harness is on one); entered on its own
-    (``async with FakeUpstream([...]) as upstream``) it listens on a loopback socket. Leaving raises AssertionError
-    for requests that were no HTTP, had no script left or missed an ``Expect``.
+    (``async with FakeUpstream([...]) as upstream``) it listens on a loopback socket. Leaving raises
+    AssertionError for requests that were no HTTP, had no script left or missed an ``Expect``.
     """
 
     def __init__(
@@ -357,5 +357,5 @@ def chunk(data: bytes) -> bytes:
 
 
 def stream_reply(*events: bytes) -> list[Step]:
-    """Return the steps of a whole event stream: head, each event as one chunk in one segment, the last chunk."""
+    """Return the steps of a whole event stream: head, a chunk and a segment per event, the last chunk."""
     return [STREAM_HEAD, *[chunk(event) for event in events], LAST_CHUNK]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from penstock.providers import Transport, UpstreamRequest, UpstreamResponse
+from typing import TYPE_CHECKING
+
+from penstock.providers import UpstreamRequest, UpstreamResponse
 from penstock.upstream.direct import DirectTransport
 from penstock.upstream.store import Limits
+
+if TYPE_CHECKING:
+    from penstock.upstream.via_httpcore import HttpcoreTransport
 
 
 class UpstreamTransports:
@@ -13,7 +18,7 @@ class UpstreamTransports:
     def __init__(self, limits: Limits, namespace: str = "penstock") -> None:
         self._limits = limits
         self.direct = DirectTransport(limits)
-        self._via_httpcore: Transport | None = None
+        self._via_httpcore: HttpcoreTransport | None = None
         self.namespace = namespace
 
     async def send(self, request: UpstreamRequest) -> UpstreamResponse:
@@ -24,17 +29,23 @@ class UpstreamTransports:
         origin = request.origin
         if origin.proxy is None and not origin.http2:
             return await self.direct.send(request)
+        return await self.via_httpcore.send(request)
+
+    @property
+    def via_httpcore(self) -> HttpcoreTransport:
         if self._via_httpcore is None:
             from penstock.upstream.via_httpcore import HttpcoreTransport  # noqa: PLC0415 - rare, heavy import
 
             self._via_httpcore = HttpcoreTransport(self._limits)
-        return await self._via_httpcore.send(request)
+        return self._via_httpcore
 
     def sweep(self, now: float) -> None:
         """Enforce deadlines; called a few times a second with the event loop's clock."""
         self.direct.sweep(now)
+        if self._via_httpcore is not None:
+            self._via_httpcore.sweep(now)
 
     async def aclose(self) -> None:
         self.direct.close()
         if self._via_httpcore is not None:
-            await self._via_httpcore.aclose()  # type: ignore[attr-defined]
+            await self._via_httpcore.aclose()

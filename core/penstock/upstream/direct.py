@@ -22,6 +22,7 @@ import anyio
 from penstock.errors import UpstreamError
 from penstock.framing import ChunkedFraming, CloseFraming, Framing, FramingError, LengthFraming
 from penstock.heads import HeadError, ResponseHead, read_response_head
+from penstock.outbox import Outbox
 from penstock.providers import Origin, Receiver, UpstreamRequest
 from penstock.upstream.store import ConnectionStore, Limits
 from penstock.upstream.tls import TLSContexts
@@ -45,6 +46,8 @@ class DirectConnection(asyncio.Protocol):
         "_idle_timeout",
         "_is_flowing",
         "_lost",
+        "_lost_cleanly",
+        "_method",
         "_paused",
         "_receiver",
         "_response",
@@ -65,6 +68,8 @@ class DirectConnection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._framing: Framing | None = None
         self._lost: UpstreamError | None = None
+        self._lost_cleanly = False
+        self._method = b""
         self._is_flowing = False
         self._paused = False
         self._activity = self._activity_seen = 0
@@ -74,7 +79,7 @@ class DirectConnection(asyncio.Protocol):
     # --- what the transport below calls ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
+        self._transport = transport  # type: ignore[assignment]  # a socket's or TLS's, both of them duplex
         self._transports.opened.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -94,13 +99,15 @@ class DirectConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transports.opened.discard(self)
         self._transports.idle.discard(self)
-        self._lost = self._lost or UpstreamError("reset", "the provider closed the connection before answering")
+        if self._lost is None:
+            self._lost = UpstreamError("reset", "the provider closed the connection before answering")
+            self._lost_cleanly = exc is None
         waiter, self._head_waiter = self._head_waiter, None
         if waiter is not None:
             if not waiter.done():
                 waiter.set_exception(self._lost)
         elif self._is_flowing:
-            self._end_at_eof(exc)
+            self._end_at_eof()
 
     # --- one exchange ---------------------------------------------------------------------------------------------
 
@@ -112,17 +119,19 @@ class DirectConnection(asyncio.Protocol):
         transport = self._transport
         assert transport is not None
         timeouts = request.timeouts
+        self._method = request.method
         self._deadline = now + timeouts.first_byte
         self._idle_timeout = timeouts.idle
         waiter = self._head_waiter = self._transports.loop.create_future()
         body = request.body
         head = b"%b %b HTTP/1.1\r\n%b" % (request.method, request.path, request.fields)
         if body:
-            transport.writelines((head + b"content-length: %d\r\n\r\n" % len(body), body))
+            head += b"content-length: %d\r\n\r\n" % len(body)
+            self._transports.outbox.write_all(transport, head, body)
         elif request.method in _REPEATABLE:
-            transport.write(head + b"\r\n")
+            self._transports.outbox.write(transport, head + b"\r\n")
         else:
-            transport.write(head + b"content-length: 0\r\n\r\n")
+            self._transports.outbox.write(transport, head + b"content-length: 0\r\n\r\n")
         try:
             head_read = await waiter
         except BaseException:
@@ -136,9 +145,11 @@ class DirectConnection(asyncio.Protocol):
     def _read_head(self) -> None:
         buffer = self._buffer
         end = buffer.find(b"\r\n\r\n")
+        limit = self._transports.limits.max_head_bytes
+        if end > limit or (end < 0 and len(buffer) > limit):
+            self._refuse_head("the provider's response head is not valid HTTP: it is too large")
+            return
         if end < 0:
-            if len(buffer) > self._transports.limits.max_head_bytes:
-                self._refuse_head("the provider's response head is too large")
             return
         try:
             head = read_response_head(buffer[: end + 4])
@@ -152,7 +163,7 @@ class DirectConnection(asyncio.Protocol):
             elif self._buffer:
                 self._read_head()
             return
-        self._framing = _framing_of(head)
+        self._framing = framing_of(head, self._method)
         self._response = DirectResponse(self, head, self._framing)
         waiter, self._head_waiter = self._head_waiter, None
         if waiter is not None and not waiter.done():
@@ -178,7 +189,7 @@ class DirectConnection(asyncio.Protocol):
         elif framing.complete:
             self._finish(0)
         if self._lost is not None and self._is_flowing:
-            self._end_at_eof(None)
+            self._end_at_eof()
 
     def _deliver(self, data: bytes) -> None:
         framing, receiver = self._framing, self._receiver
@@ -192,7 +203,8 @@ class DirectConnection(asyncio.Protocol):
         surplus = len(data) - taken
         if surplus:
             data = data[:taken]
-        receiver.receive(data)
+        if taken:
+            receiver.receive(data)
         if framing.complete and self._is_flowing:
             self._finish(surplus)
 
@@ -203,7 +215,7 @@ class DirectConnection(asyncio.Protocol):
         keep_alive = response.head.keep_alive and not surplus
         response.connection = None
         self._forget()
-        if keep_alive and self.is_usable():
+        if keep_alive and self.is_usable() and self._has_sent_all():
             self._deadline = 0.0
             self.idle_since = self._transports.loop.time()
             self._transports.idle.put(self)
@@ -211,13 +223,20 @@ class DirectConnection(asyncio.Protocol):
             self.abort()
         receiver.finish()
 
-    def _end_at_eof(self, exc: Exception | None) -> None:
+    def _has_sent_all(self) -> bool:
+        """Tell whether the whole request is out: an early answer may come before that."""
+        assert self._transport is not None
+        return not self._transport.get_write_buffer_size()
+
+    def _end_at_eof(self) -> None:
         framing = self._framing
         assert framing is not None
-        if exc is None and framing.finish_on_eof():
+        if self._lost_cleanly and framing.finish_on_eof():
             self._finish(0)
         else:
-            self._stop(UpstreamError("truncated", "the provider's connection broke off in the middle of the body"))
+            self._stop(
+                UpstreamError("truncated", "the provider's connection broke off in the middle of the body")
+            )
 
     def _stop(self, error: UpstreamError) -> None:
         receiver, response = self._receiver, self._response
@@ -308,8 +327,9 @@ class DirectResponse:
             connection.abort()
 
 
-def _framing_of(head: ResponseHead) -> Framing:
-    if not head.has_body:
+def framing_of(head: ResponseHead, method: bytes) -> Framing:
+    """Return the follower of the body that comes behind `head` (RFC 9112 section 6.3)."""
+    if not head.has_body or method == b"HEAD":
         return LengthFraming(0)
     if head.chunked:
         return ChunkedFraming(allow_extensions=True)
@@ -326,13 +346,21 @@ class DirectTransport:
         self.idle: ConnectionStore[DirectConnection] = ConnectionStore(limits)
         self.opened: set[DirectConnection] = set()
         self.tls = TLSContexts()
+        self._opening = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._outbox: Outbox | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         return self._loop
+
+    @property
+    def outbox(self) -> Outbox:
+        if self._outbox is None:
+            self._outbox = Outbox(self.loop)
+        return self._outbox
 
     async def send(self, request: UpstreamRequest) -> DirectResponse:
         """Return the response once its head is there. Raises UpstreamError."""
@@ -351,8 +379,17 @@ class DirectTransport:
         return await connection.send(request, now)
 
     async def _open(self, origin: Origin, timeout: float) -> DirectConnection:
-        if len(self.opened) >= self.limits.max_connections:
-            raise UpstreamError("connect", f"all {self.limits.max_connections} upstream connections are in use")
+        if len(self.opened) + self._opening >= self.limits.max_connections and not self.idle.evict():
+            raise UpstreamError(
+                "connect", f"all {self.limits.max_connections} upstream connections are in use"
+            )
+        self._opening += 1
+        try:
+            return await self._connect(origin, timeout)
+        finally:
+            self._opening -= 1
+
+    async def _connect(self, origin: Origin, timeout: float) -> DirectConnection:
         connection = DirectConnection(self, origin)
         make: Callable[[], DirectConnection] = lambda: connection  # noqa: E731
         context = self.tls.context_for(origin) if origin.scheme == "https" else None
@@ -367,12 +404,18 @@ class DirectTransport:
                 )
         except TimeoutError:
             raise UpstreamError("timeout", f"no connection to the provider within {timeout:g} s") from None
-        except socket.gaierror as error:
-            raise UpstreamError("dns", f"the provider's host name {origin.host!r} does not resolve") from error
+        except (socket.gaierror, UnicodeError) as error:
+            raise UpstreamError(
+                "dns", f"the provider's host name {origin.host!r} does not resolve"
+            ) from error
         except ssl.SSLError as error:
-            raise UpstreamError("tls", f"TLS with the provider failed: {error.reason or 'handshake'}") from error
+            raise UpstreamError(
+                "tls", f"TLS with the provider failed: {error.reason or 'handshake'}"
+            ) from error
         except OSError as error:
-            raise UpstreamError("connect", f"cannot connect to the provider: {error.strerror or 'refused'}") from error
+            raise UpstreamError(
+                "connect", f"cannot connect to the provider: {error.strerror or 'refused'}"
+            ) from error
         return connection
 
     def sweep(self, now: float) -> None:

@@ -30,6 +30,10 @@ class Idle(Protocol):
 C = TypeVar("C", bound=Idle)
 
 
+def _idle_since(connection: Idle) -> float:
+    return connection.idle_since
+
+
 class ConnectionStore(Generic[C]):
     """Keep idle connections per origin. Not thread-safe: it belongs to one event loop."""
 
@@ -44,6 +48,7 @@ class ConnectionStore(Generic[C]):
             connection = idle.pop()
             if connection.is_usable():
                 return connection
+            connection.abort()
         return None
 
     def put(self, connection: C) -> None:
@@ -61,22 +66,31 @@ class ConnectionStore(Generic[C]):
         if idle is not None and connection in idle:
             idle.remove(connection)
 
+    def evict(self) -> bool:
+        """Close the connection that has been idle longest, to make room; False where none is idle."""
+        oldest = min((idle[0] for idle in self._idle.values() if idle), key=_idle_since, default=None)
+        if oldest is None:
+            return False
+        self.discard(oldest)
+        oldest.abort()
+        return True
+
     def expire(self, now: float) -> None:
         """Close what has been idle too long."""
         oldest = now - self._limits.idle_timeout
         for origin, idle in list(self._idle.items()):
             stale = [connection for connection in idle if connection.idle_since < oldest]
+            del idle[: len(stale)]  # put appends, so the oldest come first
             for connection in stale:
-                idle.remove(connection)
                 connection.abort()
             if not idle:
                 del self._idle[origin]
 
     def close(self) -> None:
-        for idle in self._idle.values():
+        closing, self._idle = self._idle, {}
+        for idle in closing.values():
             for connection in idle:
                 connection.abort()
-        self._idle.clear()
 
     def __len__(self) -> int:
         return sum(map(len, self._idle.values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio.sslproto
 import ssl
-from typing import Any
+from typing import Any, Self
 
 from penstock.providers import Origin
 
@@ -17,21 +17,35 @@ class _ResumingContext(ssl.SSLContext):
 
     _last: dict[str, ssl.SSLObject]
 
-    def wrap_bio(self, incoming: Any, outgoing: Any, server_side: bool = False, **options: Any) -> ssl.SSLObject:  # noqa: FBT001, FBT002
-        host = options.get("server_hostname")
-        last = self._last.get(host) if host is not None else None
-        if last is not None and options.get("session") is None:
-            options["session"] = last.session
-        connection = super().wrap_bio(incoming, outgoing, server_side, **options)
-        if host is not None:
-            self._last[host] = connection
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        context = super().__new__(cls, *args, **options)
+        context._last = {}
+        return context
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        host = server_hostname if isinstance(server_hostname, str) else None
+        if host is None:
+            return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        last = self._last.get(host)
+        if session is None and last is not None:
+            session = last.session  # read only now: TLS 1.3 sends tickets after the handshake
+        connection = super().wrap_bio(incoming, outgoing, server_side, host, session)
+        self._last[host] = connection
         return connection
 
 
 class TLSContexts:
     """Build client contexts lazily: loading the trust store takes tens of milliseconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, resumes: bool = True) -> None:
+        self._resumes = resumes
         self._context: ssl.SSLContext | None = None
         self.override: ssl.SSLContext | None = None
         """A context given by an embedding program or a test instead of the system's trust store."""
@@ -40,13 +54,17 @@ class TLSContexts:
         if self.override is not None:
             return self.override
         if self._context is None:
-            self._context = _new_context()
+            self._context = _new_context(resumes=self._resumes)
         return self._context
 
+    def forget(self) -> None:
+        """Read the trust store anew for the next connection."""
+        self._context = None
 
-def _new_context() -> ssl.SSLContext:
-    context = _ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
-    context._last = {}  # noqa: SLF001 - SSLContext cannot take it in __init__
+
+def _new_context(*, resumes: bool) -> ssl.SSLContext:
+    # anyio wraps with a plain SSLContext only on the loop's thread; any other goes through a worker thread.
+    context = (_ResumingContext if resumes else ssl.SSLContext)(ssl.PROTOCOL_TLS_CLIENT)
     context.load_default_certs()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from contextlib import asynccontextmanager
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 
 import attrs
 
@@ -60,12 +60,12 @@ class Routing:
         yield
 
     @hookimpl
-    async def pre_request(self, exchange: Exchange) -> Response | None:
-        """Answer model listings from memory."""
-        if exchange.request.endpoint.operation not in ("models", "model"):
+    def pre_request(self, exchange: Exchange) -> Awaitable[Response] | None:
+        """Answer model listings; everything else passes."""
+        if exchange.request.endpoint.has_model or exchange.request.endpoint.operation not in ("models", "model"):
             return None
         principal = exchange.principal or _NOBODY
-        return await self._lists.answer(exchange, principal, self._reachable(principal, "openai.models"))
+        return self._lists.answer(exchange, principal, self._reachable(principal, "openai.models"))
 
     @hookimpl
     def select_provider(self, exchange: Exchange) -> Candidate | None:

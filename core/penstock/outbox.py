@@ -1,0 +1,44 @@
+"""Writes of one turn of the event loop, made together at its end.
+
+Waking a sleeping receiver costs more than the write itself, and a receiver woken by the first of several writes is
+still awake for the others. So connections leave their writes here and all are made in one go, in the order they came,
+before the loop polls for anything new. Nothing waits for more to come: a lone write is made at once in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+
+_COPIED_BYTES = 16 * 1024
+
+
+class Outbox:
+    """Gather writes; belongs to one event loop."""
+
+    __slots__ = ("_loop", "_pending")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._pending: list[tuple[asyncio.WriteTransport, Any]] = []
+
+    def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
+        if not self._pending:
+            self._loop.call_soon(self.flush)
+        self._pending.append((transport, data))
+
+    def write_all(self, transport: asyncio.WriteTransport, head: bytes, body: bytes) -> None:
+        """Write two pieces; large ones are not copied together."""
+        if len(body) <= _COPIED_BYTES:
+            self.write(transport, head + body)
+        else:
+            self.write(transport, head)
+            self.write(transport, body)
+
+    def flush(self) -> None:
+        """Make every write that waits. Call before closing a transport, so that its last words get out."""
+        pending, self._pending = self._pending, []
+        for transport, data in pending:
+            if not transport.is_closing():
+                transport.write(data)
