@@ -19,11 +19,16 @@ RECORDINGS = Path(__file__).parents[2] / "shared" / "recordings"
 
 
 def whole(body: bytes) -> BodyWindow:
-    return BodyWindow(body, b"", len(body))
+    return BodyWindow(body, b"", len(body), is_whole=True)
 
 
 def cut(body: bytes) -> BodyWindow:
-    return BodyWindow(body[:HEAD_BYTES], body[HEAD_BYTES:][-TAIL_BYTES:], len(body))
+    return BodyWindow(
+        body[:HEAD_BYTES],
+        body[HEAD_BYTES:][-TAIL_BYTES:],
+        len(body),
+        is_whole=len(body) <= HEAD_BYTES + TAIL_BYTES,
+    )
 
 
 def stream(*payloads: dict[str, Any]) -> bytes:
@@ -78,7 +83,7 @@ def test_json_message_counts_are_already_disjoint() -> None:
     )
     expected = Usage(4, 9, 2, 5, 11, 3)
     assert read_usage(whole(body), is_stream=False) == expected
-    assert read_usage(BodyWindow(body[:20], body[25:], 10**6), is_stream=False) == expected
+    assert read_usage(BodyWindow(body[:20], body[25:], 10**6, is_whole=False), is_stream=False) == expected
 
 
 def test_cache_writes_without_a_split_are_of_five_minutes() -> None:
@@ -141,7 +146,7 @@ def test_tool_input_cannot_spoof_usage() -> None:
     body = json.dumps(message).encode()
     assert read_usage(whole(body), is_stream=False) == Usage(50, output=60)
     for at in range(1, len(body) - 1):
-        window = BodyWindow(body[: at - 1], body[at:] + b" " * TAIL_BYTES, 10**6)
+        window = BodyWindow(body[: at - 1], body[at:], 10**6, is_whole=False)
         assert read_usage(window, is_stream=False) in {Usage(50, output=60), None}
     partial = {"type": "input_json_delta", "partial_json": json.dumps(SPOOF)}
     usage = read(
@@ -172,10 +177,11 @@ def test_odd_values_count_nothing(junk: object) -> None:
     assert read({"type": "message_delta", "usage": junk}) in {None, Usage()}
 
 
-@given(st.binary(max_size=200), st.binary(max_size=200), st.booleans())
-def test_junk_never_raises(head: bytes, tail: bytes, is_stream: bool) -> None:
+@given(st.binary(max_size=200), st.binary(max_size=200), st.booleans(), st.booleans())
+def test_junk_never_raises(head: bytes, tail: bytes, is_stream: bool, is_whole: bool) -> None:
     for junk in (head, b'data: {"type":"message_delta","usage":' + head, b'{"usage":' + head):
-        found = read_usage(BodyWindow(junk, tail, 10**6), is_stream=is_stream)
+        window = BodyWindow(junk, tail, 10**6, is_whole=is_whole)
+        found = read_usage(window, is_stream=is_stream)
         assert found is None or found.all_input >= 0
 
 

@@ -22,11 +22,11 @@ PROVIDERS = ("openai", "azure-openai", "groq", "deepseek", "openrouter", "mistra
 
 
 def whole(body: bytes) -> BodyWindow:
-    return BodyWindow(body, b"", len(body))
+    return BodyWindow(body, b"", len(body), is_whole=True)
 
 
 def cut(body: bytes, head: int = HEAD_BYTES, tail: int = TAIL_BYTES) -> BodyWindow:
-    return BodyWindow(body[:head], body[head:][-tail:], len(body))
+    return BodyWindow(body[:head], body[head:][-tail:], len(body), is_whole=len(body) <= head + tail)
 
 
 def read(body: bytes, *, is_stream: bool = False) -> Usage | None:
@@ -184,9 +184,9 @@ def test_json_usage_is_not_spoofed_by_what_a_model_or_user_wrote(body: bytes) ->
         assert read(filled) == expected
         at = filled.index(REAL)
         for head in range(1, len(filled) - 1):
-            gap = BodyWindow(filled[:head], filled[head:], len(filled) + 10**6)
+            gap = BodyWindow(filled[:head], filled[head:], len(filled), is_whole=True)
             assert read_usage(gap, is_stream=False) == expected
-            lost = BodyWindow(filled[: head - 1], filled[head:] + b" " * TAIL_BYTES, 10**6)
+            lost = BodyWindow(filled[: head - 1], filled[head:], 10**6, is_whole=False)
             assert read_usage(lost, is_stream=False) in {expected, None}
             if not at <= head <= at + len(REAL):  # else the name or the count itself is not whole
                 assert read_usage(lost, is_stream=False) == expected
@@ -203,7 +203,7 @@ def test_stream_usage_is_not_spoofed_by_what_a_model_or_user_wrote() -> None:
             event = spoof.replace(b"%b", inner)
             assert read(stream(event), is_stream=True) is None
             for start in range(len(event)):  # only the end of the event is in the window
-                window = BodyWindow(b"data: {}\n\n", event[start:] + b"\n\n", 10**6)
+                window = BodyWindow(b"data: {}\n\n", event[start:] + b"\n\n", 10**6, is_whole=False)
                 assert read_usage(window, is_stream=True) is None
 
 
@@ -220,10 +220,11 @@ def test_usage_ahead_of_a_long_body_is_read_from_the_head() -> None:
     assert read_usage(cut(body), is_stream=False) == Usage(3)
 
 
-@given(st.binary(max_size=200), st.binary(max_size=200), st.booleans())
-def test_junk_never_raises(head: bytes, tail: bytes, is_stream: bool) -> None:
+@given(st.binary(max_size=200), st.binary(max_size=200), st.booleans(), st.booleans())
+def test_junk_never_raises(head: bytes, tail: bytes, is_stream: bool, is_whole: bool) -> None:
     for junk in (head, b'data: {"usage":' + head, b'{"usage":' + head, head + b'"usage":{}'):
-        found = read_usage(BodyWindow(junk, tail, 10**6), is_stream=is_stream)
+        window = BodyWindow(junk, tail, 10**6, is_whole=is_whole)
+        found = read_usage(window, is_stream=is_stream)
         assert found is None or found.all_input >= 0
         fed = UsageFrameFilter()
         assert isinstance(fed.feed(junk) + fed.feed(tail) + fed.finish(), bytes)
