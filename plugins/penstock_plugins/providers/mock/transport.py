@@ -185,8 +185,8 @@ class MockResponse:
             if self._pace and following is not None and following is not LAST_CHUNK:
                 self._wait()
                 return
-            if sent >= _BURST_BYTES:
-                self._schedule(0.0)
+            if sent >= _BURST_BYTES or (following is None and self._wire.breaks_off):
+                self._schedule(0.0)  # what was sent may be committed before it breaks off
                 return
 
     def _end(self) -> None:
