@@ -1,4 +1,4 @@
-"""Choose the transport of an origin: direct wherever HTTP/1.1 over TCP or TLS is meant, httpcore for all else."""
+"""Choose the transport of an origin: direct for HTTP/1.1 over TCP or TLS, httpcore for all else."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@ States of a connection, each left only forwards until the body has ended:
 
     idle → waiting (request written) → held (head parsed, body not started) → flowing → idle | closed
 
-Invariants: bytes in state idle close the connection; a connection goes back to the store only after a complete body on
-a keep-alive response; everything else closes it. The connection tracks framing itself, so nothing past the end of a
-body ever reaches a receiver.
+Invariants: bytes in state idle close the connection; a connection goes back to the store only after a
+complete body on a keep-alive response to a request that was wholly sent; everything else closes it. The
+connection tracks framing itself, so nothing past the end of a body ever reaches a receiver.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from penstock.upstream.tls import TLSContexts
 HELD_BYTES = 64 * 1024
 """Body bytes read ahead of a receiver before reading is paused."""
 _REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
-"""RFC 9110 section 9.2.2: methods that may be sent again when a kept-alive connection turns out to be dead."""
+"""RFC 9110 section 9.2.2: methods that may be sent again when a kept-alive connection has died."""
 
 
 class DirectConnection(asyncio.Protocol):
@@ -76,7 +76,7 @@ class DirectConnection(asyncio.Protocol):
         self._deadline = 0.0
         self._idle_timeout = 0.0
 
-    # --- what the transport below calls ---------------------------------------------------------------------------
+    # --- what the transport below calls ---------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # a socket's or TLS's, both of them duplex
@@ -109,13 +109,13 @@ class DirectConnection(asyncio.Protocol):
         elif self._is_flowing:
             self._end_at_eof()
 
-    # --- one exchange ---------------------------------------------------------------------------------------------
+    # --- one exchange ---------------------------------------------------------------------------------------
 
     def is_usable(self) -> bool:
         return self._lost is None and self._transport is not None and not self._transport.is_closing()
 
     async def send(self, request: UpstreamRequest, now: float) -> DirectResponse:
-        """Write a request and wait for the head. Raises UpstreamError; a cancelled wait closes the connection."""
+        """Write a request and wait for the head; a cancelled wait closes. Raises UpstreamError."""
         transport = self._transport
         assert transport is not None
         timeouts = request.timeouts
@@ -258,7 +258,7 @@ class DirectConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # --- back-pressure and deadlines ------------------------------------------------------------------------------
+    # --- back-pressure and deadlines ------------------------------------------------------------------------
 
     def _pause(self) -> None:
         if not self._paused and self.is_usable():
@@ -298,7 +298,7 @@ class DirectConnection(asyncio.Protocol):
 
 
 class DirectResponse:
-    """Hold a response whose body waits on its connection; ``connection`` is None once that is done with it."""
+    """Hold a response whose body waits on its connection; ``connection`` is None once that is over."""
 
     __slots__ = ("connection", "framing", "head")
     is_raw = True
@@ -378,23 +378,23 @@ class DirectTransport:
         connection = await self._open(origin, request.timeouts.connect)
         return await connection.send(request, now)
 
-    async def _open(self, origin: Origin, timeout: float) -> DirectConnection:
+    async def _open(self, origin: Origin, connect_timeout: float) -> DirectConnection:
         if len(self.opened) + self._opening >= self.limits.max_connections and not self.idle.evict():
             raise UpstreamError(
                 "connect", f"all {self.limits.max_connections} upstream connections are in use"
             )
         self._opening += 1
         try:
-            return await self._connect(origin, timeout)
+            return await self._connect(origin, connect_timeout)
         finally:
             self._opening -= 1
 
-    async def _connect(self, origin: Origin, timeout: float) -> DirectConnection:
+    async def _connect(self, origin: Origin, connect_timeout: float) -> DirectConnection:
         connection = DirectConnection(self, origin)
         make: Callable[[], DirectConnection] = lambda: connection  # noqa: E731
         context = self.tls.context_for(origin) if origin.scheme == "https" else None
         try:
-            with anyio.fail_after(timeout):
+            with anyio.fail_after(connect_timeout):
                 await self.loop.create_connection(
                     make,
                     origin.host,
@@ -403,7 +403,9 @@ class DirectTransport:
                     server_hostname=origin.host if context is not None else None,
                 )
         except TimeoutError:
-            raise UpstreamError("timeout", f"no connection to the provider within {timeout:g} s") from None
+            raise UpstreamError(
+                "timeout", f"no connection to the provider within {connect_timeout:g} s"
+            ) from None
         except (socket.gaierror, UnicodeError) as error:
             raise UpstreamError(
                 "dns", f"the provider's host name {origin.host!r} does not resolve"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio.sslproto
+import contextlib
 import ssl
-from typing import Any, Self
+from collections import deque
+from collections.abc import Iterable
+from typing import Self
 
 from penstock.providers import Origin
 
@@ -15,11 +18,11 @@ asyncio.sslproto.SSLProtocol.max_size = 32 * 1024
 class _ResumingContext(ssl.SSLContext):
     """Offer the last session of a host on the next handshake, and learn new ones."""
 
-    _last: dict[str, ssl.SSLObject]
+    _recent: dict[str, deque[ssl.SSLObject]]
 
-    def __new__(cls, *args: Any, **options: Any) -> Self:
-        context = super().__new__(cls, *args, **options)
-        context._last = {}
+    def __new__(cls, protocol: int) -> Self:
+        context = super().__new__(cls, protocol)
+        context._recent = {}
         return context
 
     def wrap_bio(
@@ -33,12 +36,21 @@ class _ResumingContext(ssl.SSLContext):
         host = server_hostname if isinstance(server_hostname, str) else None
         if host is None:
             return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
-        last = self._last.get(host)
-        if session is None and last is not None:
-            session = last.session  # read only now: TLS 1.3 sends tickets after the handshake
-        connection = super().wrap_bio(incoming, outgoing, server_side, host, session)
-        self._last[host] = connection
+        recent = self._recent.setdefault(host, deque(maxlen=2))
+        connection = super().wrap_bio(
+            incoming, outgoing, server_side, host, _session_of(recent) if session is None else session
+        )
+        recent.append(connection)
         return connection
+
+
+def _session_of(connections: Iterable[ssl.SSLObject]) -> ssl.SSLSession | None:
+    # Asked for only when it is needed: TLS 1.3 sends tickets after the handshake.
+    session = None
+    for connection in connections:
+        with contextlib.suppress(ValueError):  # raised in the middle of a handshake
+            session = connection.session or session
+    return session
 
 
 class TLSContexts:

@@ -1,8 +1,9 @@
 """Everything the direct transport does not speak, on httpcore: HTTP/2, forward proxies, SOCKS.
 
 httpcore's connections are used without its pool, whose cost per request grows faster than the number of open
-connections. A connection carries one exchange at a time, or on HTTP/2 as many streams as the provider allows; it goes
-back to the store only after complete bodies. Bodies are pulled by tasks of one task group that the transport owns.
+connections. A connection carries one exchange at a time, or on HTTP/2 as many streams as the provider
+allows; it goes back to the store only after complete bodies. Bodies are pulled by tasks of one task group
+that the transport owns.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Mapping
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import anyio
 import anyio.abc
-import attrs
 import httpcore
 
 from penstock.errors import UpstreamError
@@ -151,7 +151,7 @@ class _Exchange:
             self._scope.deadline = self._started + self.timeouts.first_byte
 
     def _read_head(self, response: httpcore.Response) -> ResponseHead:
-        """Have the head judged once more: HTTP/2's fields have not been, and a proxy's may not be the provider's."""
+        """Have the head judged by our own rules: nobody has looked at the fields of HTTP/2."""
         fields = [field for field in response.headers if field[0].lower() != b"transfer-encoding"]
         block = b"".join([b"%b: %b\r\n" % field for field in fields])
         if len(block) > self._transport.limits.max_head_bytes:
@@ -251,14 +251,12 @@ class HttpcoreResponse:
             return
         self._is_closed = True
         if self._scope is None:
-            self._transport.spawn(self._leave, False)  # noqa: FBT003
+            self._transport.spawn(self._leave, False)
         else:
             self._scope.cancel()
 
     async def _pull(self, receiver: Receiver, scope: anyio.CancelScope) -> None:
-        fault: UpstreamError | None = UpstreamError(
-            "truncated", "the gateway closed its connection to the provider"
-        )
+        fault: UpstreamError | None = _abandoned()
         try:
             with scope:
                 fault = await self._deliver(receiver)
@@ -274,9 +272,10 @@ class HttpcoreResponse:
     async def _deliver(self, receiver: Receiver) -> UpstreamError | None:
         """Hand over read after read; returns what ended the body too early, None when it is whole."""
         idle = self._exchange.timeouts.idle
-        reads = aiter(self._response.stream)  # type: ignore[arg-type]
+        # An async generator in truth, which must not be left to the garbage collector.
+        reads = cast("AsyncGenerator[bytes]", aiter(cast("AsyncIterable[bytes]", self._response.stream)))
         try:
-            while True:
+            while not self._is_closed:
                 try:
                     with anyio.fail_after(idle):
                         data = await anext(reads, None)
@@ -288,18 +287,24 @@ class HttpcoreResponse:
                     return None
                 while self._resumed is not None:
                     await self._resumed.wait()
-                receiver.receive(data)
+                if not self._is_closed:  # what had already been read is not stopped by a cancellation
+                    receiver.receive(data)
+            return _abandoned()
         finally:
             with anyio.CancelScope(shield=True):
                 await reads.aclose()
 
-    async def _leave(self, is_complete: bool) -> None:  # noqa: FBT001
+    async def _leave(self, is_complete: bool) -> None:
         with anyio.CancelScope(shield=True), contextlib.suppress(httpcore.NetworkError):
             await self._response.aclose()
         if is_complete:
             await self._exchange.complete()
         else:
             await self._exchange.drop()
+
+
+def _abandoned() -> UpstreamError:
+    return UpstreamError("truncated", "the gateway closed its connection to the provider")
 
 
 def _conclude(receiver: Receiver, fault: UpstreamError | None) -> None:
@@ -350,14 +355,14 @@ class HttpcoreTransport:
                     raise
         return await _Exchange(self, self._open(request.origin), request).send()
 
-    def spawn(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
+    def spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         """Start a task of the transport's; after ``aclose`` there is nothing left to do for one."""
         assert self._tasks is not None
         if not self._tasks.cancel_scope.cancel_called:
             self._tasks.start_soon(function, *args)
 
     async def _own_tasks(self) -> None:
-        """Keep the task group open from the first request to ``aclose``; no request's scope reaches into it."""
+        """Keep the task group open from the first request to ``aclose``, outside of any request's scope."""
         async with anyio.create_task_group() as self._tasks:
             self._is_ready.set()
             await anyio.sleep_forever()

@@ -1,7 +1,8 @@
-"""httpcore's network under watch, so that HTTP/1.1 through it is judged as strictly as on a direct connection.
+"""httpcore's network under watch: HTTP/1.1 through it is judged as strictly as on a direct connection.
 
-h11 takes a bare LF for a line end, reads a second length generously, and keeps bytes that follow a body for the next
-response. So the bytes of every HTTP/1.1 exchange pass an ``ExchangeWatch`` on their way to it; HTTP/2 passes unwatched.
+h11 takes a bare LF for a line end, reads a second length generously, and keeps bytes that follow a body for
+the next response. So the bytes of every HTTP/1.1 exchange pass an ``ExchangeWatch`` on their way to it;
+HTTP/2 passes unwatched.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class WatchedStream(httpcore.AsyncNetworkStream):
         self.has_ended = False
         """The other side closed or reset the connection."""
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's interface
         try:
             data = await self._stream.read(max_bytes, timeout)
         except httpcore.ReadError:
@@ -84,8 +85,8 @@ class WatchedStream(httpcore.AsyncNetworkStream):
                 raise httpcore.RemoteProtocolError(error.message) from error
         return data
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        # On HTTP/2 a frame that is lost to a cancellation would put the header compression of all streams out of step.
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        # A frame of HTTP/2 lost to a cancellation would put header compression out of step for all streams.
         with anyio.CancelScope(shield=self._wire.is_http2):
             async with self._writing:
                 await self._stream.write(buffer, timeout)
@@ -95,7 +96,10 @@ class WatchedStream(httpcore.AsyncNetworkStream):
             await self._stream.aclose()
 
     async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
         try:
             stream = await self._stream.start_tls(ssl_context, server_hostname, timeout)
@@ -105,7 +109,7 @@ class WatchedStream(httpcore.AsyncNetworkStream):
         self._wire.stream = WatchedStream(self._wire, stream)
         return self._wire.stream
 
-    def get_extra_info(self, info: str) -> Any:
+    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401 - as above
         return self._stream.get_extra_info(info)
 
 
@@ -121,7 +125,7 @@ class Wire(httpcore.AsyncNetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
