@@ -1,4 +1,4 @@
-"""The tools other tests stand on: harness, fake upstream, raw client, on both loops, in memory and on sockets."""
+"""The tools other tests stand on: on both loops, in memory and on sockets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from penstock.testing import (
     http_reply,
     stream_reply,
 )
-from penstock.testing.upstream import LAST_CHUNK, STREAM_HEAD
+from penstock.testing.upstream import LAST_CHUNK, STREAM_HEAD, Step
 
 pytestmark = pytest.mark.anyio
 
@@ -46,14 +46,16 @@ async def test_request_returns_the_upstreams_answer(socket: bool) -> None:
 
 async def test_stream_gives_pieces_as_they_arrive(socket: bool) -> None:
     pause = Pause()
-    script = [STREAM_HEAD, chunk(b"data: 1\n\n"), pause, chunk(b"data: 2\n\n"), LAST_CHUNK]
-    async with Harness(upstream=FakeUpstream([script]), socket=socket) as gateway:
-        async with gateway.stream("POST", CHAT, body=STREAM_BODY) as stream:
-            pieces = aiter(stream)
-            assert await anext(pieces) == b"data: 1\n\n"
-            pause.release()
-            assert [piece async for piece in pieces] == [b"data: 2\n\n"]
-            assert stream.is_complete
+    script: list[Step] = [STREAM_HEAD, chunk(b"data: 1\n\n"), pause, chunk(b"data: 2\n\n"), LAST_CHUNK]
+    async with (
+        Harness(upstream=FakeUpstream([script]), socket=socket) as gateway,
+        gateway.stream("POST", CHAT, body=STREAM_BODY) as stream,
+    ):
+        pieces = aiter(stream)
+        assert await anext(pieces) == b"data: 1\n\n"
+        pause.release()
+        assert [piece async for piece in pieces] == [b"data: 2\n\n"]
+        assert stream.is_complete
 
 
 async def test_leaving_a_stream_closes_the_upstream_connection(socket: bool) -> None:

@@ -36,6 +36,8 @@ from penstock.upstream.store import Limits
 
 CREDENTIAL = "sk-upstream"
 """What the default bindings present to the fake upstream."""
+BINDINGS = ({"name": "up", "type": "openai_compatible"}, {"name": "anthropic", "type": "anthropic"})
+"""What a fake upstream serves as, unless a test says otherwise."""
 PEPPER = "a pepper for tests only"
 _FIRST = ("virtual_keys",)
 _LAST = ("routing", "openai_compatible", "anthropic")
@@ -111,10 +113,10 @@ class Harness:
 
     ``plugins``: names of installed plugins, plugin classes, plugin objects, or (name, class or object) pairs;
     a class is named after itself in snake case. ``config``: their tables by plugin name. ``gateway``: the
-    ``[gateway]`` table. ``upstream``: one or more fake upstreams; each gets a binding of type
-    openai_compatible (``up``, ``up2`` …) and one of type anthropic (``anthropic``, ``anthropic2`` …), in this
-    order, unless ``config["routing"]`` lists bindings. Before and after the plugins given come those that
-    authenticate, route and provide, unless ``bare``. ``socket``: clients come through a loopback listener.
+    ``[gateway]`` table. ``upstream``: one or more fake upstreams. ``bindings``: tables of bindings made for
+    each upstream, its base URL and a credential filled in, its number added to names from the second on
+    (``up``, ``up2``); ``config["routing"]`` replaces them all. Before and after the plugins given come those
+    that authenticate, route and provide, unless ``bare``. ``socket``: clients come through a listener.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Harness:
         upstream: FakeUpstream | Sequence[FakeUpstream] | None = None,
         *,
         gateway: Mapping[str, Any] | None = None,
+        bindings: Sequence[Mapping[str, Any]] = BINDINGS,
         socket: bool = False,
         bare: bool = False,
     ) -> None:
@@ -134,6 +137,7 @@ class Harness:
         self._plugins = tuple(plugins)
         self._config = {name: dict(table) for name, table in (config or {}).items()}
         self._gateway_table = dict(gateway or {})
+        self._bindings = tuple(bindings)
         self._is_bare = bare
         self._recorder = _Recorder()
         self._capture = _Capture()
@@ -168,18 +172,18 @@ class Harness:
         if "virtual_keys" in names:
             tables["virtual_keys"] = {"pepper": PEPPER, "keys": [{"name": "test", "secret": self.key}]}
         if "routing" in names:
-            tables["routing"] = {"bindings": self._bindings(names)}
+            tables["routing"] = {"bindings": self._bound(names)}
         return tables
 
-    def _bindings(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        bindings = []
-        for kind, stem in (("openai_compatible", "up"), ("anthropic", "anthropic")):
-            for number, upstream in enumerate(self.upstreams if kind in names else (), 1):
-                name = stem if number == 1 else f"{stem}{number}"
-                bindings.append(
-                    {"name": name, "type": kind, "base_url": upstream.base_url, "credential": CREDENTIAL}
-                )
-        return bindings
+    def _bound(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return each binding once per upstream, without those whose provider a test leaves out."""
+        bound = []
+        for table in self._bindings:
+            missing = table in BINDINGS and table["type"] not in names
+            for number, upstream in enumerate(() if missing else self.upstreams, 1):
+                name = table["name"] if number == 1 else f"{table['name']}{number}"
+                bound.append({"base_url": upstream.base_url, "credential": CREDENTIAL, **table, "name": name})
+        return bound
 
     async def __aenter__(self) -> Self:
         try:

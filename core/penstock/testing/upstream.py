@@ -1,7 +1,7 @@
 """A provider made of scripted bytes, in memory or on a loopback socket.
 
 A script is a list of steps per request: bytes to send, or one of the steps below. Nothing here sleeps: what
-waits is ended by the test. Requests are read by h11, so what the gateway sends is judged by somebody else's code.
+waits is ended by the test. Requests are read by h11: somebody else's code judges what the gateway sends.
 """
 
 from __future__ import annotations
