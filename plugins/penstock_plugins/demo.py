@@ -100,11 +100,8 @@ class Demo:
         from penstock.config import read_document  # noqa: PLC0415 - "penstock --help" need not load it
 
         document = _read_document(self.file)
-        table = document.get("plugins", {}).get("routing", {})
-        if isinstance(table.get("bindings"), list):
-            table["bindings"] = [
-                binding for binding in table["bindings"] if _missing_variable(binding) is None
-            ]
+        bindings = _bindings(document)
+        bindings[:] = [binding for binding in bindings if _missing_variable(binding) is None]
         return read_document(
             document, source=str(self.file), folder=self.file.parent, overrides={"listen": listen}
         )
@@ -124,7 +121,7 @@ class Demo:
 def demo(port: int, host: str, folder: Path | None, form: str) -> None:
     """Serve a gateway with a mock provider, ready to be called; no account, no configuration needed.
 
-    With OPENAI_API_KEY or ANTHROPIC_API_KEY in the environment their models are answered by the real providers.
+    With OPENAI_API_KEY or ANTHROPIC_API_KEY in the environment, the real providers answer for their models.
     """
     from penstock.serving import serve_forever  # noqa: PLC0415 - "penstock --help" need not load it
 
@@ -160,21 +157,23 @@ def _folder(given: Path | None) -> Iterator[Path]:
 def prepare(folder: Path, *, is_kept: bool) -> Demo:
     """Make what the folder lacks, and use what it has. Raises ConfigurationError.
 
-    A provider whose key is in the environment gets a binding that names the variable; the key is never written.
+    A provider whose key is in the environment gets a binding that names the variable; no key is written.
     """
     file, key_file = folder / CONFIG_FILE, folder / KEY_FILE
     try:
         if not file.exists():
             _make(file, key_file)
         virtual_key = key_file.read_text(encoding="ascii").strip()
-        bound = {binding.get("type") for binding in _bindings(_read_document(file))}
+        bound = [_type_of(binding) for binding in _bindings(_read_document(file))]
         for name, variable in _VENDORS.items():
             if os.environ.get(variable) and name not in bound:
                 with file.open("a", encoding="utf-8") as stream:
                     stream.write(_BINDING.format(name=name, variable=variable))
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ConfigurationError(f"{folder}: the demo's files cannot be used: {reason}") from None
+        reason = (
+            f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else "the key is not text"
+        )
+        raise ConfigurationError(f"--folder {folder}: its files cannot be used: {reason}") from None
     if not is_well_formed(virtual_key.encode()):
         raise ConfigurationError(f"{key_file}: holds no virtual key; remove the folder's files to start anew")
     return Demo(file, virtual_key, is_kept)
@@ -208,15 +207,22 @@ def _read_document(file: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{file}: is not valid TOML: {error}") from None
 
 
-def _bindings(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    found = document.get("plugins", {}).get("routing", {}).get("bindings", [])
-    return [binding for binding in found if isinstance(binding, dict)] if isinstance(found, list) else []
+def _bindings(document: Mapping[str, Any]) -> list[Any]:
+    """Return the document's own list of bindings; what is wrong with it is for the configuration to say."""
+    found: object = document
+    for name in ("plugins", "routing", "bindings"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, list) else []
+
+
+def _type_of(binding: object) -> object:
+    return binding.get("type") if isinstance(binding, Mapping) else None
 
 
 def _missing_variable(binding: object) -> str | None:
     """Return the variable a binding's credential names, where it is not set."""
-    credential = binding.get("credential") if isinstance(binding, dict) else None
-    variable = credential.get("env") if isinstance(credential, dict) else None
+    credential = binding.get("credential") if isinstance(binding, Mapping) else None
+    variable = credential.get("env") if isinstance(credential, Mapping) else None
     return variable if isinstance(variable, str) and not os.environ.get(variable) else None
 
 

@@ -105,7 +105,7 @@ def _read(call: Call) -> Prompt:
 
 
 def _choice(config: JSON) -> str:
-    mode = str(member(config, "mode")).upper()
+    mode = str(member(config, "mode") or "AUTO").upper()
     names = member(config, "allowedFunctionNames")
     if mode == "ANY" and isinstance(names, list) and names:
         return f"={names[0]}"
