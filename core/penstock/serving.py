@@ -37,10 +37,22 @@ def _serve_one(configuration: Configuration, read: Read, announce: Announce | No
     gateway_config = configuration.gateway
     is_console = configure_logging(gateway_config.log)
     gateway = Gateway(configuration, Telemetry(_sinks(configuration, is_console=is_console)))
-    anyio.run(
-        _run, gateway, read, announce, reuse_port, backend_options={"use_uvloop": _wants_uvloop(gateway_config.loop)}
-    )
+    options = {"use_uvloop": _wants_uvloop(gateway_config.loop)}
+    try:
+        anyio.run(_run, gateway, read, announce, reuse_port, backend_options=options)
+    except BaseExceptionGroup as group:
+        faults, others = group.split(ConfigurationError)
+        if faults is None or others is not None:
+            raise
+        raise _leaf(faults) from None
     return 0
+
+
+def _leaf(error: BaseException) -> BaseException:
+    """Return what a task group wrapped: an operator's fault is one line, not a traceback of groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _run(gateway: Gateway, read: Read, announce: Announce | None, reuse_port: bool) -> None:  # noqa: FBT001
