@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -14,7 +13,7 @@ from penstock.codings import CodingError, decode
 from penstock.peek import PeekError, peek_multipart
 from penstock_plugins.providers.mock.behaviour import Behaviour
 from penstock_plugins.providers.mock.memory import Memory
-from penstock_plugins.providers.mock.replies import RefusedError, identifier
+from penstock_plugins.providers.mock.replies import RefusedError, identifier, seed_of
 
 _MAX_BODY = 64 * 1024 * 1024
 
@@ -64,7 +63,7 @@ def read_call(request: UpstreamRequest, endpoint: Endpoint, memory: Memory) -> C
         body,
         _read_document(body, headers.get(b"content-type", b"")),
         memory,
-        hashlib.blake2b(raw_path + b"\n" + body, digest_size=16).digest(),
+        seed_of(raw_path, body),
     )
 
 

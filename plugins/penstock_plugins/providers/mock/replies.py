@@ -91,6 +91,11 @@ def named(payload: Mapping[str, Any]) -> bytes:
     return sse(payload, name=payload["type"])
 
 
+def seed_of(path: bytes, body: bytes) -> bytes:
+    """Return what ids of one request are made of."""
+    return hashlib.blake2b(path + b"\n" + body, digest_size=16).digest()
+
+
 def identifier(seed: bytes, prefix: str, number: int = 0) -> str:
     """Return an id that follows from a request: the same request, the same id."""
     return (

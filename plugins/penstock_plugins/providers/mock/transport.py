@@ -24,6 +24,7 @@ from penstock_plugins.providers.mock.replies import (
     error_document,
     error_event,
     identifier,
+    seed_of,
     stream_reply,
 )
 
@@ -51,7 +52,7 @@ class MockTransport:
             await asyncio.sleep(behaviour.delay)
         if behaviour.fault == "reset":
             raise UpstreamError("reset", "the mock closed the connection, as it was asked to")
-        head = reply.head(identifier(b"mock", "req_").encode())
+        head = reply.head(_request_id(request).encode())
         return MockResponse(head, _cut(reply, behaviour), behaviour.pace, request.timeouts.idle)
 
     def _reply(self, request: UpstreamRequest) -> tuple[Behaviour, Reply]:
@@ -61,35 +62,38 @@ class MockTransport:
             call = attrs.evolve(
                 read_call(request, self.endpoint, self.memory), model=name, behaviour=behaviour
             )
-            return behaviour, self._faulty(call) or answer(call)
+            return behaviour, self._faulty(call, _request_id(request)) or answer(call)
         except WordError as error:
-            return Behaviour(), self._error(
-                RefusedError(400, str(error), param="model", code="unknown_mock_word")
-            )
+            refused = RefusedError(400, str(error), param="model", code="unknown_mock_word")
+            return Behaviour(), self._error(refused, _request_id(request))
         except RefusedError as error:
-            return behaviour, self._error(error)
+            return behaviour, self._error(error, _request_id(request))
 
-    def _faulty(self, call: Call) -> Reply | None:
+    def _faulty(self, call: Call, request_id: str) -> Reply | None:
         """Return the error a fault word asks for."""
         behaviour = call.behaviour
         if behaviour.fault == "error-first":
             message = "The mock reports an error first, as it was asked to."
             if call.is_stream or call.query.get("alt") == "sse":
                 return stream_reply(iter([error_event(self.endpoint.dialect, message)]))
-            return self._error(RefusedError(503, message, code="server_error"))
+            return self._error(RefusedError(503, message, code="server_error"), request_id)
         if behaviour.fault != "status":
             return None
         message = f"The mock answers with status {behaviour.status}, as it was asked to."
-        reply = self._error(RefusedError(behaviour.status, message, code="mock_fault"))
+        reply = self._error(RefusedError(behaviour.status, message, code="mock_fault"), request_id)
         if behaviour.retry_after is not None:
             reply = attrs.evolve(
                 reply, fields=(*reply.fields, (b"retry-after", b"%d" % behaviour.retry_after))
             )
         return reply
 
-    def _error(self, error: RefusedError) -> Reply:
-        document = error_document(self.endpoint.family, error, identifier(b"mock", "req_"))
+    def _error(self, error: RefusedError, request_id: str) -> Reply:
+        document = error_document(self.endpoint.family, error, request_id)
         return Reply(encode(document), status=error.status)
+
+
+def _request_id(request: UpstreamRequest) -> str:
+    return identifier(seed_of(request.path, request.body), "req_")
 
 
 @attrs.frozen(eq=False)
