@@ -1,6 +1,6 @@
-"""The ``penstock`` command. Results go to standard output, messages to standard error; exit 1 failed, 2 usage.
+"""The ``penstock`` command. Results go to standard output, messages to standard error.
 
-Commands of other distributions come in through the entry-point group ``penstock.commands``, loaded when they are run.
+Commands of other distributions come in through the entry-point group ``penstock.commands``, loaded when run.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ class Commands(click.Group):
         if command is not None:
             return command
         for point in importlib.metadata.entry_points(group=COMMAND_GROUP, name=cmd_name):
-            loaded = point.load()
-            return loaded if isinstance(loaded, click.Command) else None
+            return _load_command(point)
         return self._from_enabled_plugins(ctx, cmd_name)
 
     def _from_enabled_plugins(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -49,6 +48,28 @@ class Commands(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
+def _load_command(point: importlib.metadata.EntryPoint) -> click.Command:
+    """Return an installed command; one that cannot be loaded says so when it is run, not in ``--help``."""
+    try:
+        loaded = point.load()
+    except Exception as error:  # noqa: BLE001 - somebody else's code
+        fault = f"cannot be imported: {type(error).__name__}: {error}"
+    else:
+        if isinstance(loaded, click.Command):
+            return loaded
+        fault = "is no click command"
+
+    def refuse() -> None:
+        raise ConfigurationError(f"command {point.name!r} ({point.value}) {fault}")
+
+    return click.Command(
+        point.name,
+        callback=refuse,
+        short_help="(cannot be loaded)",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="penstock")
 def cli() -> None:
@@ -56,8 +77,8 @@ def cli() -> None:
 
 
 _config_option = click.option(
-    "--config", "-c", "path", type=click.Path(dir_okay=False, path_type=Path), default=DEFAULT_FILE, show_default=True,
-    help="Configuration file.",
+    "--config", "-c", "path", type=click.Path(dir_okay=False, path_type=Path), default=DEFAULT_FILE,
+    show_default=True, help="Configuration file.",
 )  # fmt: skip
 
 
@@ -98,17 +119,23 @@ def check(path: Path, *, explain: bool) -> None:
 
 
 @cli.command("hash-key")
-@click.option("--pepper-env", default="PENSTOCK_PEPPER", show_default=True, help="Variable that holds the pepper.")
-def hash_key_command(pepper_env: str) -> None:
+@click.option(
+    "--pepper-env", default="PENSTOCK_PEPPER", show_default=True, help="Variable that holds the pepper."
+)
+@click.option("--namespace", default="penstock", show_default=True, help="The gateway's namespace.")
+def hash_key_command(pepper_env: str, namespace: str) -> None:
     """Read a virtual key on standard input and print the hash a configuration may hold."""
     import os  # noqa: PLC0415
 
-    from penstock.keys import hash_key  # noqa: PLC0415
+    from penstock.keys import hash_key, is_well_formed  # noqa: PLC0415
 
     pepper = os.environ.get(pepper_env)
     if not pepper:
         raise ConfigurationError(f"environment: {pepper_env} is not set; keys are hashed under a pepper")
-    click.echo(hash_key(pepper.encode(), sys.stdin.readline().strip().encode()).hex())
+    secret = sys.stdin.readline().strip().encode()
+    if not is_well_formed(secret, namespace):
+        raise ConfigurationError("standard input: is not a virtual key; 'penstock new-key' makes one")
+    click.echo(hash_key(pepper.encode(), secret).hex())
 
 
 @cli.command("new-key")
@@ -116,8 +143,13 @@ def hash_key_command(pepper_env: str) -> None:
 @click.option("--namespace", default="penstock", show_default=True)
 def new_key_command(env: Literal["live", "test"], namespace: str) -> None:
     """Print a fresh virtual key; put it, or its hash, into the configuration."""
+    from penstock.config import NAMESPACE  # noqa: PLC0415
     from penstock.keys import new_key  # noqa: PLC0415
 
+    if not NAMESPACE.fullmatch(namespace):
+        raise click.BadParameter(
+            "use lower-case letters, digits and _, a letter first", param_hint="--namespace"
+        )
     click.echo(new_key(namespace, env))
 
 
@@ -136,7 +168,7 @@ def plugins_list(path: Path, form: str) -> None:
     """List installed plugins, and which of them the configuration enables, in order."""
     from penstock.reports import list_plugins, print_rows  # noqa: PLC0415
 
-    print_rows(list_plugins(path if path.is_file() else None), form)
+    print_rows(list_plugins(_given_or_there(path)), form)
 
 
 @plugins.command("show")
@@ -145,9 +177,15 @@ def plugins_list(path: Path, form: str) -> None:
 @_format_option
 def plugins_show(name: str, path: Path, form: str) -> None:
     """Show one plugin: hooks, declared needs, settings."""
-    from penstock.reports import print_rows, show_plugin  # noqa: PLC0415
+    from penstock.reports import print_row, show_plugin  # noqa: PLC0415
 
-    print_rows(show_plugin(name, path if path.is_file() else None), form)
+    print_row(show_plugin(name, _given_or_there(path)), form)
+
+
+def _given_or_there(path: Path) -> Path | None:
+    """Return the configuration file; None where none was named and none lies here."""
+    source = click.get_current_context().get_parameter_source("path")
+    return None if source is click.core.ParameterSource.DEFAULT and not path.is_file() else path
 
 
 def main() -> None:

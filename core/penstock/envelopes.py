@@ -39,7 +39,7 @@ def error_response(error: RequestError, family: str, request_id: bytes, namespac
     """Return the refusal as an answer in the envelope of ``family`` (openai, anthropic, gemini)."""
     fields = [(b"content-type", b"application/json")]
     fields.append((b"X-%b-Error" % header_stem(namespace), error.code.encode()))
-    if error.status < 500 and not error.should_retry:
+    if not error.should_retry:
         fields.append((b"x-should-retry", b"false"))
     if family == "anthropic":
         fields.append((b"request-id", request_id))
@@ -48,8 +48,15 @@ def error_response(error: RequestError, family: str, request_id: bytes, namespac
 
 def _envelope(error: RequestError, family: str, request_id: bytes) -> dict[str, Any]:
     if family == "anthropic":
-        kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-        detail: dict[str, Any] = {"type": kind, "message": error.message, "code": error.code, "meta": error.meta}
+        kind = _ANTHROPIC_TYPES.get(
+            error.status, "invalid_request_error" if error.status < 500 else "api_error"
+        )
+        detail: dict[str, Any] = {
+            "type": kind,
+            "message": error.message,
+            "code": error.code,
+            "meta": error.meta,
+        }
         return {"type": "error", "error": detail, "request_id": request_id.decode()}
     if family == "gemini":
         status = _GEMINI_STATUS.get(error.status, "UNKNOWN" if error.status < 500 else "INTERNAL")
@@ -58,7 +65,9 @@ def _envelope(error: RequestError, family: str, request_id: bytes) -> dict[str, 
             "reason": error.code,
             "metadata": {"meta": _encode(error.meta).decode()},
         }
-        return {"error": {"code": error.status, "message": error.message, "status": status, "details": [reason]}}
+        return {
+            "error": {"code": error.status, "message": error.message, "status": status, "details": [reason]}
+        }
     return {
         "error": {
             "message": error.message,

@@ -1,4 +1,4 @@
-"""Find plugins, build them with typed configuration, register them: only those the configuration names, in its order.
+"""Find plugins, build them with typed configuration, register them: only those named, in the order named.
 
 Finding reads entry points of the group ``penstock`` or a Python file; building runs no I/O.
 """
@@ -9,17 +9,20 @@ import difflib
 import importlib.metadata
 import importlib.util
 import inspect
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
+import pluggy
 
 from penstock import hookspecs
-from penstock.config import Configuration, structure
+from penstock.config import Configuration
 from penstock.errors import ConfigurationError
 from penstock.hooks import ONCE, PER_EXCHANGE, new_plugin_manager
 from penstock.services import Services
+from penstock.structuring import structure
 
 GROUP = "penstock"
 NEEDS = ("reads_body", "edits_body", "sees_chunks", "edits_chunks")
@@ -62,8 +65,12 @@ def find(entry: str, folder: Path, *, source: str = "configuration") -> tuple[st
         kind = point.load()
     except Exception as error:
         raise ConfigurationError(
-            f"{source}: [gateway] plugins: plugin {entry!r} cannot be imported: {type(error).__name__}: {error}"
+            f"{source}: [gateway] plugins: {entry!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
+    if not isinstance(kind, type) or not hooks_of(kind):
+        raise ConfigurationError(
+            f"{source}: [gateway] plugins: {entry!r} ({point.value}) is no class with @hookimpl methods"
+        )
     return entry, kind, point.dist.name if point.dist is not None else "unknown"
 
 
@@ -75,9 +82,11 @@ def _find_in_file(entry: str, folder: Path, source: str) -> tuple[str, type[Any]
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigurationError(f"{source}: [gateway] plugins: there is no file {place}")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # where annotations written as strings are looked up
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[module.__name__]
         raise ConfigurationError(
             f"{source}: [gateway] plugins: {place} cannot be imported: {type(error).__name__}: {error}"
         ) from error
@@ -91,8 +100,8 @@ def _find_in_file(entry: str, folder: Path, source: str) -> tuple[str, type[Any]
     if len(kinds) != 1:
         found = ", ".join(kind.__name__ for kind in kinds) or "none"
         raise ConfigurationError(
-            f"{source}: [gateway] plugins: {place} must hold one class with @hookimpl methods, found {found}; "
-            f"name one as {place}:ClassName"
+            f"{source}: [gateway] plugins: {place} must hold one class with @hookimpl methods, found "
+            f"{found}; name one as {place}:ClassName"
         )
     return name, kinds[0], place
 
@@ -100,12 +109,14 @@ def _find_in_file(entry: str, folder: Path, source: str) -> tuple[str, type[Any]
 def hooks_of(kind: type[Any]) -> tuple[str, ...]:
     """Return the hooks a class implements, in the order of the specification."""
     marked = {
-        name for name, member in inspect.getmembers(kind) if getattr(member, "penstock_impl", None) is not None
+        name
+        for name, member in inspect.getmembers(kind)
+        if getattr(member, "penstock_impl", None) is not None
     }
     return tuple(name for name in (*ONCE, *PER_EXCHANGE) if name in marked)
 
 
-def build(name: str, kind: type[Any], configuration: Configuration, services: Services) -> Any:
+def build(name: str, kind: type[Any], configuration: Configuration, services: Services) -> object:
     """Make one plugin object: ``kind(config=…, services=…)``, each only where the class takes it."""
     table = configuration.plugin_table(name)
     where = f"{configuration.source}: [plugins.{name}]"
@@ -113,7 +124,9 @@ def build(name: str, kind: type[Any], configuration: Configuration, services: Se
     arguments: dict[str, Any] = {}
     config_class = getattr(kind, "Config", None)
     if config_class is not None:
-        arguments["config"] = structure(table, config_class, where=where)
+        if not attrs.has(config_class):
+            raise ConfigurationError(f"{where}: {kind.__qualname__}.Config must be an attrs class")
+        arguments["config"] = structure(table, config_class, where=where, folder=configuration.folder)
     elif table:
         raise ConfigurationError(f"{where} {', '.join(table)}: this plugin has no settings")
     if "services" in parameters:
@@ -126,10 +139,12 @@ def build(name: str, kind: type[Any], configuration: Configuration, services: Se
         raise ConfigurationError(*(f"{where} {fault}" for fault in error.faults)) from error
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"{where} {error}") from error
+    except Exception as error:
+        raise ConfigurationError(f"{where} cannot be built: {type(error).__name__}: {error}") from error
 
 
 def load(configuration: Configuration, services: Services) -> tuple[Any, tuple[Plugin, ...]]:
-    """Find, build and register every plugin the configuration names; returns the plugin manager and the plugins."""
+    """Find, build and register every plugin the configuration names; returns plugin manager and plugins."""
     manager = new_plugin_manager()
     entries = configuration.gateway.plugins
     _refuse_twice(entries, configuration.source)
@@ -142,14 +157,18 @@ def load(configuration: Configuration, services: Services) -> tuple[Any, tuple[P
             faults += error.faults
     if faults:
         raise ConfigurationError(*faults)
+    _refuse_twice([plugin.name for plugin in plugins], configuration.source)
     # pluggy runs the last registered first; the configuration's order is meant the other way round.
     for plugin in reversed(plugins):
-        manager.register(plugin.instance, plugin.name)
+        try:
+            manager.register(plugin.instance, plugin.name)
+        except (pluggy.PluginValidationError, ValueError) as error:
+            raise ConfigurationError(f"{configuration.source}: plugin {plugin.name!r}: {error}") from error
     return manager, tuple(plugins)
 
 
 def _make(entry: str, configuration: Configuration, services: Services) -> Plugin:
-    """Find and build one plugin; what an embedding program gives is not looked for, and an object is not built."""
+    """Find and build one plugin; what an embedding program gives is not looked for, an object not built."""
     given = configuration.given.get(entry)
     if given is None:
         name, kind, distribution = find(entry, configuration.folder, source=configuration.source)
@@ -161,19 +180,40 @@ def _make(entry: str, configuration: Configuration, services: Services) -> Plugi
     return Plugin(name, build(name, kind, configuration, services), distribution)
 
 
-def _refuse_twice(entries: Sequence[str], source: str) -> None:
-    seen: set[str] = set()
-    for entry in entries:
-        if entry in seen:
-            raise ConfigurationError(f"{source}: [gateway] plugins: {entry!r} is named twice")
-        seen.add(entry)
+def _refuse_twice(names: Sequence[str], source: str) -> None:
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ConfigurationError(f"{source}: [gateway] plugins: {name!r} is named twice")
 
 
 def _refuse_strangers(name: str, kind: type[Any], source: str) -> None:
-    """A method marked as a hook that is none would silently never run."""
+    """Refuse what is marked as a hook and would silently never run."""
+    faults = [
+        f"{source}: plugin {name!r}: {member_name} {fault}"
+        for member_name, member in inspect.getmembers(kind)
+        if getattr(member, "penstock_impl", None) is not None
+        for fault in _faults_of_hook(kind, member_name, member)
+    ]
+    if faults:
+        raise ConfigurationError(*faults)
+
+
+def _faults_of_hook(kind: type[Any], name: str, member: Any) -> Iterator[str]:  # noqa: ANN401
     known = (*ONCE, *PER_EXCHANGE)
-    for member_name, member in inspect.getmembers(kind):
-        if getattr(member, "penstock_impl", None) is not None and not hasattr(hookspecs, member_name):
-            close = difflib.get_close_matches(member_name, known, n=1)
-            hint = f'; did you mean "{close[0]}"?' if close else f"; hooks are {', '.join(known)}"
-            raise ConfigurationError(f"{source}: plugin {name!r}: {member_name} is no hook{hint}")
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        yield "is no hook" + (f'; did you mean "{close[0]}"?' if close else f"; hooks are {', '.join(known)}")
+        return
+    if member.penstock_impl.get("wrapper") or member.penstock_impl.get("hookwrapper"):
+        yield "cannot be a hook wrapper; implement the hook itself"
+    elif inspect.isgeneratorfunction(member) or inspect.isasyncgenfunction(member):
+        hint = " with @asynccontextmanager under @hookimpl" if name == "lifespan" else ""
+        yield f"is a generator function, so nothing in it would run; return the value{hint}"
+    elif name in ONCE and inspect.iscoroutinefunction(member):
+        yield "runs while the gateway is built and cannot be async def"
+    expected = tuple(inspect.signature(getattr(hookspecs, name)).parameters)
+    taken = tuple(inspect.signature(member).parameters)
+    if not isinstance(inspect.getattr_static(kind, name), staticmethod | classmethod):
+        taken = taken[1:]
+    if taken != expected:
+        yield f"must take ({', '.join(('self', *expected))}), takes ({', '.join(('self', *taken))})"

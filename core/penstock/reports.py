@@ -11,36 +11,38 @@ import click
 import msgspec
 
 from penstock import plugins as plugin_loader
-from penstock.config import Configuration, describe, read_file
+from penstock.config import Configuration, read_file
 from penstock.errors import ConfigurationError
+from penstock.structuring import describe
 
 Row = Mapping[str, Any]
 
 
 def list_plugins(path: Path | None) -> list[Row]:
-    """Return one row per installed or enabled plugin."""
+    """Return one row per installed or enabled plugin; ``fault`` says why one cannot be loaded."""
     configuration = None if path is None else read_file(path)
     enabled = () if configuration is None else configuration.gateway.plugins
     names = [*enabled, *sorted(name for name in plugin_loader.installed() if name not in enabled)]
-    rows = []
+    rows: list[Row] = []
     for name in names:
-        found, kind, distribution = plugin_loader.find(name, _folder(configuration))
-        rows.append({
-            "name": found,
-            "enabled": enabled.index(name) + 1 if name in enabled else None,
-            "distribution": distribution,
-            "hooks": list(plugin_loader.hooks_of(kind)),
-            "needs": _needs(kind),
-        })
+        row: dict[str, Any] = {"name": name, "enabled": enabled.index(name) + 1 if name in enabled else None}
+        try:
+            row["name"], kind, distribution = plugin_loader.find(name, _folder(configuration))
+        except ConfigurationError as error:
+            row |= {"distribution": None, "hooks": [], "needs": [], "fault": str(error)}
+        else:
+            hooks = list(plugin_loader.hooks_of(kind))
+            row |= {"distribution": distribution, "hooks": hooks, "needs": _needs(kind), "fault": None}
+        rows.append(row)
     return rows
 
 
-def show_plugin(name: str, path: Path | None) -> list[Row]:
-    """Return one row about a plugin, its settings included. Raises ConfigurationError for an unknown name."""
+def show_plugin(name: str, path: Path | None) -> Row:
+    """Return everything about one plugin, its settings included. Raises ConfigurationError."""
     configuration = None if path is None else read_file(path)
     found, kind, distribution = plugin_loader.find(name, _folder(configuration))
     needs = _needs(kind)
-    return [{
+    return {
         "name": found,
         "distribution": distribution,
         "class": f"{kind.__module__}:{kind.__qualname__}",
@@ -49,7 +51,7 @@ def show_plugin(name: str, path: Path | None) -> list[Row]:
         "needs": needs,
         "untouched_path": not {"edits_body", "edits_chunks", "sees_chunks"} & set(needs),
         "settings": settings_of(kind),
-    }]
+    }
 
 
 def settings_of(kind: type[Any]) -> dict[str, str]:
@@ -73,26 +75,46 @@ def _needs(kind: type[Any]) -> list[str]:
 
 
 def print_rows(rows: Sequence[Row], form: str) -> None:
-    """Print rows as a table for people, or as JSON (one array; one object where there is one row to show)."""
+    """Print rows as a table for people, or as one JSON array."""
     if form == "json":
-        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
+        _print_json(rows)
         return
+    columns = [
+        column for column in (rows or [{}])[0] if any(row[column] not in (None, [], {}) for row in rows)
+    ]
+    _print_table([columns, *([_cell(row[column]) for column in columns] for row in rows)], has_header=True)
+
+
+def print_row(row: Row, form: str) -> None:
+    """Print one row with a line per fact for people, or as one JSON object."""
+    if form == "json":
+        _print_json(row)
+    else:
+        _print_table([[name, _cell(value)] for name, value in row.items()], has_header=False)
+
+
+def _print_json(value: object) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def _print_table(lines: Sequence[Sequence[str]], *, has_header: bool) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
-    if not rows:
-        raise ConfigurationError("there is nothing to list")
-    table = Table(box=None, header_style="bold")
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+    table = Table(box=None, header_style="bold", show_header=has_header)
+    for column in lines[0]:
+        table.add_column(column if has_header else "", overflow="fold")
+    for line in lines[1:] if has_header else lines:
+        table.add_row(*map(Text, line))  # as text: brackets in what plugins say are no markup
     Console().print(table)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, dict):

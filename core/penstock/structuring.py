@@ -1,0 +1,219 @@
+"""Turn tables into typed values, strictly: every fault one line that names the place, never a value.
+
+cattrs does the walking; what is accepted, and how a fault reads, is decided here.
+"""
+# ruff: noqa: ANN401 - what a table may hold is anything, until it has been through here
+
+from __future__ import annotations
+
+import difflib
+import os
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import attrs
+import cattrs
+from cattrs.errors import (
+    AttributeValidationNote,
+    BaseValidationError,
+    ForbiddenExtraKeysError,
+    IterableValidationNote,
+)
+
+from penstock.errors import ConfigurationError
+from penstock.models import Secret
+
+
+def structure(table: Mapping[str, Any], kind: type[Any], *, where: str, folder: Path = Path()) -> Any:
+    """Turn a table into ``kind``, an attrs class. Raises ConfigurationError; ``where`` begins each line.
+
+    ``folder`` is what the files of secrets are relative to.
+    """
+    try:
+        return _converter(folder).structure(table, kind)
+    except (BaseValidationError, ForbiddenExtraKeysError) as error:
+        raise ConfigurationError(*(f"{where} {fault}" for fault in _faults(error, ""))) from None
+
+
+def _converter(folder: Path) -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+    for kind, word in ((str, "a string"), (int, "a whole number"), (bool, "true or false")):
+        converter.register_structure_hook(kind, _strict(kind, word))
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook(Secret, lambda value, _: read_secret(value, folder=folder))
+    converter.register_structure_hook_factory(
+        attrs.has, lambda kind: _table(converter.gen_structure_attrs_fromdict(kind))
+    )
+    converter.register_structure_hook_factory(
+        _is_mapping, lambda kind: _table(converter.gen_structure_mapping(kind))
+    )
+    converter.register_structure_hook_func(_is_tuple, _list_of(converter))
+    converter.register_structure_hook_func(_is_string_tuple, _strings)
+    converter.register_structure_hook_func(_is_literal, _choice)
+    return converter
+
+
+def _is_mapping(kind: Any) -> bool:
+    return get_origin(kind) in (dict, Mapping)
+
+
+def _is_tuple(kind: Any) -> bool:
+    return get_origin(kind) is tuple and get_args(kind)[1:] == (...,)
+
+
+def _table(structure_table: Any) -> Any:
+    """Check that there is a table before cattrs looks for keys in what may be anything."""
+
+    def check(value: Any, kind: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be a table, not {shown(value)}")
+        return structure_table(value, kind)
+
+    return check
+
+
+def _list_of(converter: cattrs.Converter) -> Any:
+    def check(value: Any, kind: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"must be a list, not {shown(value)}")
+        return tuple(converter.structure(list(value), list[get_args(kind)[0]]))  # type: ignore[arg-type,misc]
+
+    return check
+
+
+def _strict(kind: type, word: str) -> Any:
+    def check(value: Any, _: Any) -> Any:
+        if type(value) is not kind:
+            raise ValueError(f"must be {word}, not {shown(value)}")
+        return value
+
+    return check
+
+
+def _number(value: Any, _: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"must be a number, not {shown(value)}")
+    return float(value)
+
+
+def _is_string_tuple(kind: Any) -> bool:
+    return get_origin(kind) is tuple and get_args(kind) == (str, ...)
+
+
+def _strings(value: Any, _: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"must be a list of strings, not {shown(value)}")
+    strangers = [shown(item) for item in value if not isinstance(item, str)]
+    if strangers:
+        raise ValueError(f"must be a list of strings, holds {strangers[0]}")
+    return tuple(value)
+
+
+def _is_literal(kind: Any) -> bool:
+    return get_origin(kind) is Literal
+
+
+def _choice(value: Any, kind: Any) -> Any:
+    choices = get_args(kind)
+    if value not in choices:
+        hint = suggest(value, choices) if isinstance(value, str) else f", not {shown(value)}"
+        raise ValueError(f"must be one of {describe(kind)}{hint}")
+    return value
+
+
+def read_secret(value: Any, environment: Mapping[str, str] | None = None, folder: Path = Path()) -> Secret:
+    """Read ``"literal"``, ``{ env = "NAME" }`` or ``{ file = "path" }``. Raises ValueError without the value.
+
+    A file is relative to ``folder`` and stripped of surrounding white space.
+    """
+    if isinstance(value, Secret):
+        return value
+    if value == "":
+        raise ValueError("is empty")
+    if isinstance(value, str):
+        return Secret(value)
+    if isinstance(value, dict) and len(value) == 1:
+        ((source, name),) = value.items()
+        if source == "env" and isinstance(name, str):
+            found = (os.environ if environment is None else environment).get(name)
+            if not found:
+                raise ValueError(f"the environment variable {name} is not set")
+            return Secret(found)
+        if source == "file" and isinstance(name, str):
+            return _secret_in_file(folder / name)
+    raise ValueError('must be a string, { env = "NAME" } or { file = "path" }')
+
+
+def _secret_in_file(path: Path) -> Secret:
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ValueError(f"the secret's file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"the secret's file {path} is not text") from None
+    if not text:
+        raise ValueError(f"the secret's file {path} is empty")
+    return Secret(text)
+
+
+def shown(value: Any) -> str:
+    """Say what was found without repeating a value that may be secret."""
+    return {dict: "a table", list: "a list", str: "a string", bool: "true or false", int: "a whole number",
+            float: "a number"}.get(type(value), type(value).__name__)  # fmt: skip
+
+
+def _faults(error: BaseException, path: str) -> Iterator[str]:
+    """Walk cattrs' groups down to one line per fault."""
+    if isinstance(error, ForbiddenExtraKeysError):
+        known = [field.name for field in attrs.fields(error.cl)] if error.cl is not None else []
+        for name in sorted(error.extra_fields):
+            yield f"{_join(path, name)}: unknown key{suggest(name, known)}"
+    elif isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _faults(inner, _join(path, *_place(inner)))
+    elif isinstance(error, KeyError):
+        yield f"{_join(path)}: is missing" if path else f"{error}: is missing"
+    else:
+        yield f"{path}: {error}" if path else str(error)
+
+
+def _place(error: BaseException) -> Sequence[str]:
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, AttributeValidationNote):
+            return (note.name,)
+        if isinstance(note, IterableValidationNote):
+            return (f"[{note.index}]" if isinstance(note.index, int) else str(note.index),)
+    return ()
+
+
+def _join(path: str, *names: str) -> str:
+    for name in names:
+        path = f"{path}{name}" if name.startswith("[") or not path else f"{path}.{name}"
+    return path
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def describe(kind: Any) -> str:
+    """Return the word a reference uses for a type."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(argument) for argument in arguments if argument is not type(None))
+    if origin is Literal:
+        return ", ".join(f'"{argument}"' for argument in arguments)
+    if origin is tuple:
+        return f"list of {describe(arguments[0])}"
+    if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        return f"table of {describe(arguments[1])}"
+    if kind is Secret:
+        return "secret"
+    names = {str: "string", int: "whole number", float: "number", bool: "true or false", Any: "anything"}
+    found = names.get(kind)
+    return (
+        found if found is not None else ("table" if attrs.has(kind) else getattr(kind, "__name__", str(kind)))
+    )
