@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -158,6 +158,8 @@ def run_property(
         max_examples=max_examples or profile.max_examples,
         deadline=None,
         database=None,
+        report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink),
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
 
