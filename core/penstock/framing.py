@@ -10,7 +10,7 @@ import re
 from typing import Final, Literal, NoReturn, Protocol
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
-MARK_BYTES = 8 * 1024
+MARK_BYTES = 16 * 1024
 _MAX_SIZE_LINE_BYTES = 1024  # a size needs 17; the rest is for chunk extensions
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+"

@@ -14,7 +14,6 @@ from typing import Any
 
 import anyio
 import attrs
-import structlog
 
 from penstock import plugins as plugin_loader
 from penstock.asgi import Mount
@@ -133,23 +132,26 @@ class Gateway:
         self.generation = build_generation(configuration, self.transports, self.telemetry)
         self._tls = None if gateway.tls is None else build_tls(gateway.tls)
         self.server = Server(gateway.limits, gateway.namespace, scheme="http" if self._tls is None else "https")
-        self._log = structlog.get_logger("penstock")
         self._retired: list[Generation] = []
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Server]:
         """Start plugins and the server's tasks; on leaving, drain and stop. Listen with ``listen``."""
-        async with anyio.create_task_group() as tasks:
-            await self.generation.start()
-            try:
-                self.server.generation = self.generation
-                self.telemetry.start()
-                await self.server.run_until_drained(tasks, [self.transports])
-                yield self.server
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await self._stop()
-                tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                await self.generation.start()
+                try:
+                    self.server.generation = self.generation
+                    self.telemetry.start()
+                    await self.server.run_until_drained(tasks, [self.transports])
+                    yield self.server
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await self._stop()
+                    tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            # A lone fault is raised as itself: an operator's mistake is a line, not a tree.
+            raise _only(group) from None
 
     async def _stop(self) -> None:
         await self.server.drain()
@@ -182,3 +184,9 @@ class Gateway:
                 await anyio.sleep(0.05)
         self._retired.remove(generation)
         await generation.stop()
+
+
+def _only(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

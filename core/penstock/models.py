@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from urllib.parse import unquote
 
 import attrs
 
@@ -268,6 +269,8 @@ class Exchange:
 
 def look_into(request: Request) -> RequestPeek:
     """Return the peek of a request's body; content-coded bodies are decoded within bounds first."""
+    if request.endpoint.family == "gemini":
+        return _look_into_path(request.path)
     from penstock.inspection import inspectable_body  # noqa: PLC0415 - rare imports stay out of start-up
 
     coding = request.headers.get(b"content-encoding")
@@ -279,3 +282,12 @@ def look_into(request: Request) -> RequestPeek:
         return peek_request(body)
     except PeekError as error:
         raise RequestError("bad_request", f"The request body cannot be read: {error}.") from None
+
+
+def _look_into_path(path: bytes) -> RequestPeek:
+    """Return what a Gemini path says: ``/v1beta/models/{model}:{method}``."""
+    _, found, rest = path.partition(b"/models/")
+    model, _, method = rest.partition(b":")
+    return RequestPeek(
+        model=unquote(model.decode("latin-1")) if found and model else None, stream_value=method.startswith(b"stream")
+    )

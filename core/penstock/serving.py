@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
-import structlog
 
 from penstock.config import Configuration
 from penstock.errors import ConfigurationError
 from penstock.gateway import Gateway
-from penstock.logs import LogSink, configure_logging
+from penstock.log import Log
+from penstock.logs import LogSink
 from penstock.telemetry import Sink, Telemetry
 
 Read = Callable[[], Configuration]
@@ -35,28 +35,15 @@ def serve_forever(read: Read, announce: Announce | None = None) -> int:
 
 def _serve_one(configuration: Configuration, read: Read, announce: Announce | None, *, reuse_port: bool = False) -> int:
     gateway_config = configuration.gateway
-    is_console = configure_logging(gateway_config.log)
-    gateway = Gateway(configuration, Telemetry(_sinks(configuration, is_console=is_console)))
+    log = Log(gateway_config.log)
+    gateway = Gateway(configuration, Telemetry(_sinks(configuration, log), log))
     options = {"use_uvloop": _wants_uvloop(gateway_config.loop)}
-    try:
-        anyio.run(_run, gateway, read, announce, reuse_port, backend_options=options)
-    except BaseExceptionGroup as group:
-        faults, others = group.split(ConfigurationError)
-        if faults is None or others is not None:
-            raise
-        raise _leaf(faults) from None
+    anyio.run(_run, gateway, read, announce, reuse_port, backend_options=options)
     return 0
 
 
-def _leaf(error: BaseException) -> BaseException:
-    """Return what a task group wrapped: an operator's fault is one line, not a traceback of groups."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 async def _run(gateway: Gateway, read: Read, announce: Announce | None, reuse_port: bool) -> None:  # noqa: FBT001
-    log = structlog.get_logger("penstock")
+    log = gateway.telemetry.log
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with gateway.running():
             try:
@@ -77,7 +64,7 @@ async def _run(gateway: Gateway, read: Read, announce: Announce | None, reuse_po
             log.info("draining", in_flight=gateway.server.in_flight)
 
 
-async def _reload(gateway: Gateway, read: Read, log: Any) -> None:
+async def _reload(gateway: Gateway, read: Read, log: Log) -> None:
     try:
         await gateway.reload(read)
     except ConfigurationError as error:
@@ -91,6 +78,8 @@ def _settle_garbage() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 50, 50)
+    # The telemetry thread shares the interpreter with traffic: it must not hold it for the default 5 ms.
+    sys.setswitchinterval(0.0005)
 
 
 def _wants_uvloop(setting: str) -> bool:
@@ -102,10 +91,10 @@ def _wants_uvloop(setting: str) -> bool:
     return found
 
 
-def _sinks(configuration: Configuration, *, is_console: bool) -> list[Sink]:
+def _sinks(configuration: Configuration, log: Log) -> list[Sink]:
     sinks: list[Sink] = []
     if configuration.gateway.log != "off":
-        sinks.append(LogSink(is_console=is_console))
+        sinks.append(LogSink(log))
     if configuration.gateway.spans != "off":
         from penstock.spans import new_span_sink  # noqa: PLC0415 - the SDK is heavy; only who exports pays
 

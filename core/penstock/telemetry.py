@@ -1,7 +1,7 @@
 """One lean record per exchange on the request path; the log line and the span are made of it elsewhere.
 
 ``record`` appends a tuple to a bounded queue. A thread drains the queue in short slices and hands records to the sinks:
-the log (structlog) and, where configured, OpenTelemetry spans. A slow or broken sink costs traffic nothing; what does
+the log and, where configured, OpenTelemetry spans. A slow or broken sink costs traffic nothing; what does
 not fit into the queue is counted in ``dropped``.
 """
 
@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-import structlog
-
 from penstock.errors import PluginError
+from penstock.log import Log
 from penstock.models import Attempt, Exchange, TraceContext, Usage
 
 QUEUE_RECORDS = 50_000
-_SLICE = 32
-_INTERVAL_SECONDS = 0.25
+_SLICE = 64
+_INTERVAL_SECONDS = 0.05
 
 
 class Record(NamedTuple):
@@ -64,12 +64,12 @@ class Sink(Protocol):
 class Telemetry:
     """Queue records and drain them on a thread of its own."""
 
-    def __init__(self, sinks: Sequence[Sink] = ()) -> None:
+    def __init__(self, sinks: Sequence[Sink] = (), log: Log | None = None) -> None:
         self._sinks = tuple(sinks)
         self._queue: deque[Record] = deque()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._log = structlog.get_logger("penstock")
+        self.log = log or Log()
         self.dropped = 0
         self.recorded = 0
 
@@ -90,7 +90,9 @@ class Telemetry:
             details["request_id"] = exchange.request_id.decode()
         if isinstance(error, PluginError):
             details |= {"plugin": error.plugin, "hook": error.hook}
-        self._log.error("fault", exc_info=error.__cause__ or error, **details)
+        # Formatted here, without local variables: those hold keys and prompts.
+        details["traceback"] = "".join(traceback.format_exception(error.__cause__ or error))
+        self.log.error("fault", **details)
 
     def start(self) -> None:
         if self._sinks and self._thread is None:
@@ -121,7 +123,7 @@ class Telemetry:
                     sink.write(records)
                 except Exception as error:  # noqa: BLE001 - fail open: telemetry never stops traffic
                     self.dropped += len(records)
-                    self._log.warning("telemetry sink failed", sink=type(sink).__name__, error=str(error))
+                    self.log.warning("telemetry sink failed", sink=type(sink).__name__, error=str(error))
             time.sleep(0)
 
 
