@@ -32,6 +32,8 @@ _GEMINI_STATUS = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+_REQUEST_ID_FIELDS = {"anthropic": b"request-id", "openai": b"x-request-id"}
+"""Where each vendor's SDK looks for the ``request_id`` of its exceptions."""
 _encode = msgspec.json.encode
 
 
@@ -41,8 +43,9 @@ def error_response(error: RequestError, family: str, request_id: bytes, namespac
     fields.append((b"X-%b-Error" % header_stem(namespace), error.code.encode()))
     if not error.should_retry:
         fields.append((b"x-should-retry", b"false"))
-    if family == "anthropic":
-        fields.append((b"request-id", request_id))
+    name = _REQUEST_ID_FIELDS.get(family)
+    if name is not None:
+        fields.append((name, request_id))
     return Response(error.status, _encode(_envelope(error, family, request_id)), (*fields, *error.fields))
 
 
