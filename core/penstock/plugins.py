@@ -67,7 +67,7 @@ def find(entry: str, folder: Path, *, source: str = "configuration") -> tuple[st
         raise ConfigurationError(
             f"{source}: [gateway] plugins: {entry!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(kind, type) or not hooks_of(kind):
+    if not isinstance(kind, type) or not _marked(kind):
         raise ConfigurationError(
             f"{source}: [gateway] plugins: {entry!r} ({point.value}) is no class with @hookimpl methods"
         )
@@ -93,7 +93,7 @@ def _find_in_file(entry: str, folder: Path, source: str) -> tuple[str, type[Any]
     kinds = [
         kind
         for kind in vars(module).values()
-        if isinstance(kind, type) and kind.__module__ == module.__name__ and hooks_of(kind)
+        if isinstance(kind, type) and kind.__module__ == module.__name__ and _marked(kind)
     ]
     if class_name:
         kinds = [kind for kind in kinds if kind.__name__ == class_name]
@@ -108,12 +108,14 @@ def _find_in_file(entry: str, folder: Path, source: str) -> tuple[str, type[Any]
 
 def hooks_of(kind: type[Any]) -> tuple[str, ...]:
     """Return the hooks a class implements, in the order of the specification."""
-    marked = {
-        name
-        for name, member in inspect.getmembers(kind)
-        if getattr(member, "penstock_impl", None) is not None
-    }
+    marked = _marked(kind)
     return tuple(name for name in (*ONCE, *PER_EXCHANGE) if name in marked)
+
+
+def _marked(kind: type[Any]) -> dict[str, Any]:
+    """Return every member that carries @hookimpl, whether there is such a hook or not."""
+    members = inspect.getmembers(kind)
+    return {name: member for name, member in members if getattr(member, "penstock_impl", None) is not None}
 
 
 def build(name: str, kind: type[Any], configuration: Configuration, services: Services) -> object:
@@ -190,8 +192,7 @@ def _refuse_strangers(name: str, kind: type[Any], source: str) -> None:
     """Refuse what is marked as a hook and would silently never run."""
     faults = [
         f"{source}: plugin {name!r}: {member_name} {fault}"
-        for member_name, member in inspect.getmembers(kind)
-        if getattr(member, "penstock_impl", None) is not None
+        for member_name, member in _marked(kind).items()
         for fault in _faults_of_hook(kind, member_name, member)
     ]
     if faults:

@@ -21,6 +21,7 @@ from cattrs.errors import (
     ForbiddenExtraKeysError,
     IterableValidationNote,
 )
+from cattrs.gen import make_mapping_structure_fn
 
 from penstock.errors import ConfigurationError
 from penstock.models import Secret
@@ -47,7 +48,7 @@ def _converter(folder: Path) -> cattrs.Converter:
         attrs.has, lambda kind: _table(converter.gen_structure_attrs_fromdict(kind))
     )
     converter.register_structure_hook_factory(
-        _is_mapping, lambda kind: _table(converter.gen_structure_mapping(kind))
+        _is_mapping, lambda kind: _table(make_mapping_structure_fn(kind, converter))
     )
     converter.register_structure_hook_func(_is_tuple, _list_of(converter))
     converter.register_structure_hook_func(_is_string_tuple, _strings)
@@ -214,6 +215,4 @@ def describe(kind: Any) -> str:
         return "secret"
     names = {str: "string", int: "whole number", float: "number", bool: "true or false", Any: "anything"}
     found = names.get(kind)
-    return (
-        found if found is not None else ("table" if attrs.has(kind) else getattr(kind, "__name__", str(kind)))
-    )
+    return found if found is not None else ("table" if attrs.has(kind) else getattr(kind, "__name__", str(kind)))
