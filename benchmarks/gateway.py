@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import binascii
 import shlex
 import sys
 from pathlib import Path
 
 import attrs
 
-KEY_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+from penstock import new_key
 
 CONFIGURATION = """\
 [gateway]
@@ -39,19 +38,8 @@ models = ["gpt-4o-mini"]
 """
 
 
-def key_secret(letter: str) -> str:
-    """Make a virtual key for tests that is well formed: prefix, ULID, 32 characters, checksum."""
-    start = f"ps_vk_test_01JZ0000000000000000000000{letter * 32}"
-    checksum = binascii.crc32(start.encode())
-    digits = ""
-    for _ in range(6):
-        checksum, digit = divmod(checksum, len(KEY_ALPHABET))
-        digits = KEY_ALPHABET[digit] + digits
-    return start + digits
-
-
-SECRET = key_secret("b")
-ALIAS_SECRET = key_secret("a")
+SECRET = new_key(env="test")
+ALIAS_SECRET = new_key(env="test")
 
 
 def write_configuration(folder: Path, port: int, upstream: int) -> Path:

@@ -49,7 +49,7 @@ STATUS_OF_CODE: dict[str, int] = {
 """Every code the gateway itself answers with, and its status (the error reference is generated from this)."""
 
 RETRY_CURES = frozenset({"request_timeout", "rate_limit_exceeded", "overloaded", "draining", "circuit_open"})
-"""Refusals that pass with time; 5xx of the upstream side are retryable too. All others say ``x-should-retry: false``."""
+"""Refusals that pass with time; so do the upstream side's 5xx. All others say ``x-should-retry: false``."""
 
 
 class PenstockError(Exception):

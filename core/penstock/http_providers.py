@@ -40,7 +40,8 @@ class HTTPProvider:
         unknown = [name for name in binding.settings if name not in self.known_settings]
         if unknown:
             known = ", ".join(self.known_settings) or "none"
-            raise ConfigurationError(f"binding {binding.name!r}: settings.{unknown[0]}: unknown; {self.type} knows {known}")
+            where = f"binding {binding.name!r}: settings.{unknown[0]}"
+            raise ConfigurationError(f"{where}: unknown; {self.type} knows {known}")
         header = str(binding.settings.get("key_header", self.key_header.decode())).lower().encode()
         self._addresses[binding] = address_of(binding, self.default_base_url, bearer(binding, header), self.namespace)
 

@@ -1,6 +1,6 @@
 """The format of virtual keys: how a secret is made, recognised without a look-up, and hashed.
 
-``ps_vk_{live|test}_`` + 26-character ULID + 32 random base62 characters + 6 base62 characters of CRC-32 over all before.
+``ps_vk_{live|test}_`` + 26-character ULID + 32 random base62 characters + 6 base62 characters of CRC-32 over all that.
 """
 
 from __future__ import annotations

@@ -10,14 +10,13 @@ closed).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from time import monotonic_ns
 from typing import Protocol
 
 import anyio
 import attrs
 
-from penstock.endpoints import ALL, UNKNOWN
+from penstock.endpoints import ALL
 from penstock.envelopes import error_response
 from penstock.errors import PluginError, RequestError, UpstreamError
 from penstock.hooks import Hooks
@@ -87,9 +86,9 @@ class Pipeline:
         await self._authenticate(exchange)
         self._check_size(exchange)
         for call in self.hooks.pre_request:
-            answer: Response | Awaitable[Response | None] | None = call.run(exchange)
-            if answer is not None and not isinstance(answer, Response):
-                answer = await call.wait(answer)
+            result = call.run(exchange)
+            is_ready = result is None or isinstance(result, Response)
+            answer: Response | None = result if is_ready else await call.wait(result)
             if answer is not None:
                 return answer
         await self._relay_from_some_provider(exchange, client)
@@ -97,16 +96,15 @@ class Pipeline:
 
     async def _authenticate(self, exchange: Exchange) -> None:
         for call in self.hooks.authenticate:
-            principal: Principal | Awaitable[Principal | None] | None = call.run(exchange)
-            if principal is not None and not isinstance(principal, Principal):
-                principal = await call.wait(principal)
+            result = call.run(exchange)
+            is_ready = result is None or isinstance(result, Principal)
+            principal: Principal | None = result if is_ready else await call.wait(result)
             if principal is not None:
                 exchange.principal = principal
                 return
         if self.hooks.authenticate:
-            raise RequestError(
-                "invalid_api_key", "No virtual key was presented; send it as 'Authorization: Bearer <key>' or 'x-api-key'."
-            )
+            message = "No virtual key was presented; send it as 'Authorization: Bearer <key>' or 'x-api-key'."
+            raise RequestError("invalid_api_key", message)
 
     def _check_size(self, exchange: Exchange) -> None:
         if exchange.request.is_oversize:
@@ -142,9 +140,9 @@ class Pipeline:
 
     async def _select(self, exchange: Exchange) -> Candidate | None:
         for call in self.hooks.select_provider:
-            candidate: Candidate | Awaitable[Candidate | None] | None = call.run(exchange)
-            if candidate is not None and not isinstance(candidate, Candidate):
-                candidate = await call.wait(candidate)
+            result = call.run(exchange)
+            is_ready = result is None or isinstance(result, Candidate)
+            candidate: Candidate | None = result if is_ready else await call.wait(result)
             if candidate is not None:
                 return candidate
         return None
@@ -153,9 +151,9 @@ class Pipeline:
         """Dial one candidate up to the point where its answer may be committed; None where there is no answer."""
         exchange.candidate = candidate
         started = monotonic_ns()
-        attempt = Attempt(
-            len(exchange.attempts), candidate.binding.id, candidate.binding.type, candidate.model, new_span_id(), started
-        )
+        binding = candidate.binding
+        number = len(exchange.attempts)
+        attempt = Attempt(number, binding.id, binding.type, candidate.model, new_span_id(), started)
         exchange.attempts.append(attempt)
         request = self._build(exchange, candidate)
         try:
@@ -281,7 +279,7 @@ def _check_endpoint(exchange: Exchange) -> None:
     endpoint = request.endpoint
     if request.method in endpoint.methods:
         return
-    if endpoint is UNKNOWN:
+    if not endpoint.methods:
         known = sorted({known.path for known in ALL})
         raise RequestError("not_found", f"There is no such endpoint; the endpoints are {', '.join(known)}.")
     if endpoint.operation == "responses" and b"websocket" in (request.headers.get(b"upgrade") or b"").lower():
@@ -306,7 +304,7 @@ def _exhausted(exchange: Exchange) -> RequestError:
         ]
     }
     if not attempts:
-        return RequestError("provider_not_bound", "This virtual key has no provider binding that can serve the request.")
+        return RequestError("provider_not_bound", "No provider binding of this virtual key can serve the request.")
     last = attempts[-1]
     if last.reason == "timeout":
         return RequestError("upstream_timeout", f"The provider did not answer: {last.message}.", meta=meta)

@@ -6,8 +6,8 @@ of bytes; sockets belong to upstream transports.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
@@ -140,7 +140,7 @@ class ProviderRegistry:
     def get(self, type_name: str) -> Provider | None:
         return self._by_type.get(type_name)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Provider]:
         return iter(self._by_type.values())
 
     @property

@@ -123,7 +123,7 @@ class SpanSink:
         )
         started = record.started_at_ns + attempt.started_ns - record.started_ns
         ended = started if not attempt.ended_ns else record.started_at_ns + attempt.ended_ns - record.started_ns
-        attributes = {
+        attributes: dict[str, Any] = {
             f"{self._namespace}.attempt.number": attempt.number,
             f"{self._namespace}.attempt.outcome": attempt.outcome,
             f"{self._namespace}.binding_id": attempt.binding_id,

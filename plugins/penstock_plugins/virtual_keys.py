@@ -61,7 +61,7 @@ class KeyConfig:
 
 
 @attrs.frozen(kw_only=True)
-class Config:
+class KeysConfig:
     """The ``[plugins.virtual_keys]`` table."""
 
     pepper: Secret
@@ -72,7 +72,7 @@ class Config:
 class ConfiguredKeys:
     """Hold the keys of the configuration file by hash."""
 
-    def __init__(self, config: Config, namespace: str) -> None:
+    def __init__(self, config: KeysConfig, namespace: str) -> None:
         self._by_hash: dict[bytes, KeyRecord] = {}
         pepper = config.pepper.reveal().encode()
         for number, key in enumerate(config.keys):
@@ -145,9 +145,9 @@ def presented_credential(exchange: Exchange) -> bytes | None:
 class VirtualKeys:
     """Turn the presented key into a principal."""
 
-    Config = Config
+    Config = KeysConfig
 
-    config: Config
+    config: KeysConfig
     services: Services
     _hasher: KeyHasher = attrs.field(init=False, repr=False)
     _namespace: str = attrs.field(init=False)

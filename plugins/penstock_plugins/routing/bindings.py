@@ -38,7 +38,7 @@ class BindingConfig:
 
 
 @attrs.frozen(kw_only=True)
-class Config:
+class RoutingConfig:
     """The ``[plugins.routing]`` table."""
 
     bindings: tuple[BindingConfig, ...] = ()
@@ -47,7 +47,7 @@ class Config:
 class ConfiguredBindings:
     """Hold the bindings of the configuration file, in its order."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: RoutingConfig) -> None:
         self._by_name: dict[str, ProviderBinding] = {}
         for number, entry in enumerate(config.bindings):
             if entry.name in self._by_name:

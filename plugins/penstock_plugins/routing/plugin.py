@@ -21,7 +21,7 @@ from penstock import (
     StateKey,
     hookimpl,
 )
-from penstock_plugins.routing.bindings import Config, ConfiguredBindings
+from penstock_plugins.routing.bindings import ConfiguredBindings, RoutingConfig
 from penstock_plugins.routing.models import ModelLists
 from penstock_plugins.routing.resolve import Reachable, resolve
 
@@ -36,9 +36,9 @@ _NOBODY = Principal("vk_anonymous", "anonymous", "anonymous")
 class Routing:
     """Select the key's bindings one after the other; answer model listings."""
 
-    Config = Config
+    Config = RoutingConfig
 
-    config: Config
+    config: RoutingConfig
     services: Services
     _directory: BindingDirectory = attrs.field(init=False)
     _lists: ModelLists = attrs.field(init=False)

@@ -36,7 +36,9 @@ class Reachable:
         return Candidate(self.binding, self.provider, upstream, source)
 
 
-def resolve(asked: str, principal: Principal, reachable: Sequence[Reachable], known_types: frozenset[str]) -> list[Candidate]:
+def resolve(
+    asked: str, principal: Principal, reachable: Sequence[Reachable], known_types: frozenset[str]
+) -> list[Candidate]:
     """Return the candidates in order. Raises RequestError ``model_not_recognized``, ``provider_not_bound`` …"""
     model = principal.model_aliases.get(asked, asked)
     found = _find(model, reachable, known_types)
