@@ -1,16 +1,25 @@
 """ASGI applications under a path prefix, served by the same listener: management API, console, metrics.
 
-The bridge is small on purpose: it buffers nothing, streams both ways and knows HTTP only.
+The bridge is small on purpose: it knows HTTP only, hands the request's body on whole and streams the answer.
+
+Invariant: whatever an application sends, the client sees one well-framed answer, or one that visibly breaks off.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
+import anyio
 import attrs
 
+from penstock.framing import LAST_CHUNK, encode_chunk
 from penstock.heads import RequestHead
+
+_OWN_FIELDS = frozenset((b"transfer-encoding", b"content-length", b"connection", b"keep-alive"))
+_is_name = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+").fullmatch
+_is_value = re.compile(rb"[\t\x20-\x7e\x80-\xff]*").fullmatch
 
 ASGIApp = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
@@ -68,27 +77,41 @@ class Bridge:
         self._body: bytes | None = body
         self._start: Any = None
         self.started = False
+        self._has_body = head.method != b"HEAD"
         self._frames = False
-        self.complete = False
+        self._missing: int | None = None
+        """Bytes still to come of the length the application announced."""
+        self._ended = anyio.Event()
         self.close = close
 
     async def run(self, app: ASGIApp, scope: dict[str, Any]) -> None:
-        """Call the application; an answer it leaves unfinished closes the connection."""
+        """Call the application; an answer it leaves unfinished closes the connection.
+
+        Raises whatever the application does, and RuntimeError where it breaks the protocol.
+        """
         await app(scope, self._receive, self._send)
-        if not self.complete:
+        if not self.started:
+            raise RuntimeError("the application returned without an answer")
+        if not self._ended.is_set():
             self.close = True
 
     async def _receive(self) -> dict[str, Any]:
         body, self._body = self._body, None
         if body is None:
+            # A client that goes away cancels the application; here it waits for the end of its own answer.
+            await self._ended.wait()
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def _send(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
+            if self._start is not None:
+                raise RuntimeError("the application started its answer twice")
             self._start = message
         elif message["type"] == "http.response.body":
-            self._write_body(message.get("body", b""), more=bool(message.get("more_body", False)))
+            if self._start is None or self._ended.is_set():
+                raise RuntimeError("the application sent a body before its answer's start or after its end")
+            self._write_body(bytes(message.get("body", b"")), more=bool(message.get("more_body", False)))
             await self._peer.drained()
 
     def _write_body(self, body: bytes, *, more: bool) -> None:
@@ -96,30 +119,56 @@ class Bridge:
         if not self.started:
             data = self._response_head(None if more else len(body))
             self.started = True
-        if self._head.method != b"HEAD":
-            if self._frames:
-                data += b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-                data += b"" if more else b"0\r\n\r\n"
-            else:
-                data += body
+        if self._has_body:
+            data += self._framed(body, more=more)
         if data:
             self._peer.write(data)
-        self.complete = not more
+        if not more:
+            self._ended.set()
+
+    def _framed(self, body: bytes, *, more: bool) -> bytes:
+        if self._frames:
+            return (encode_chunk(body) if body else b"") + (b"" if more else LAST_CHUNK)
+        if self._missing is not None:
+            # More than announced would be read as the next answer; less leaves the client waiting for it.
+            body = body[: self._missing]
+            self._missing -= len(body)
+            self.close = self.close or (self._missing > 0 and not more)
+        return body
 
     def _response_head(self, length: int | None) -> bytes:
+        status = int(self._start["status"])
         fields = [(bytes(name), bytes(value)) for name, value in self._start.get("headers", [])]
-        names = {name.lower() for name, _ in fields}
-        lines = [b"HTTP/1.1 %d \r\n" % self._start["status"]]
-        lines += [b"%b: %b\r\n" % field for field in fields if field[0].lower() != b"transfer-encoding"]
-        if b"content-length" not in names and self._start["status"] not in (204, 304):
-            if length is not None:
-                lines.append(b"content-length: %d\r\n" % length)
-            elif self._head.is_http10:
-                self.close = True
-            else:
-                self._frames = True
-                lines.append(b"transfer-encoding: chunked\r\n")
+        if not 200 <= status <= 599:
+            raise ValueError(f"the application answers with status {status}")
+        lines = [b"HTTP/1.1 %d \r\n" % status]
+        for name, value in fields:
+            if not _is_name(name) or not _is_value(value):
+                raise ValueError(f"the application's header field {name!r} is malformed")
+            if name.lower() not in _OWN_FIELDS:
+                lines.append(b"%b: %b\r\n" % (name, value))
+        if status in (204, 304):
+            self._has_body = False
+        else:
+            lines.append(self._framing_field(fields, length))
         if self.close:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         return b"".join(lines)
+
+    def _framing_field(self, fields: list[tuple[bytes, bytes]], length: int | None) -> bytes:
+        announced = [value for name, value in fields if name.lower() == b"content-length"]
+        if announced:
+            if len(announced) > 1 or not announced[0].isdigit():
+                raise ValueError("the application's content-length is no single number")
+            length = int(announced[0])
+        elif self._head.method == b"HEAD":
+            return b""
+        if length is not None:
+            self._missing = length
+            return b"content-length: %d\r\n" % length
+        if self._head.is_http10:
+            self.close = True
+            return b""
+        self._frames = True
+        return b"transfer-encoding: chunked\r\n"

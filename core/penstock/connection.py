@@ -17,9 +17,10 @@ from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 
 from penstock.asgi import Bridge, Mount, http_scope
-from penstock.endpoints import UNKNOWN, find_endpoint
+from penstock.endpoints import UNKNOWN, find_endpoint, unknown_endpoint
 from penstock.envelopes import error_response
 from penstock.errors import RequestError, overloaded
 from penstock.framing import ChunkedDecoder, FramingError
@@ -64,6 +65,7 @@ class Connection(asyncio.Protocol):
         "_server",
         "_transport",
         "_waiter",
+        "_write_deadline",
         "_write_paused",
         "client",
         "is_http10",
@@ -89,6 +91,7 @@ class Connection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._scope: anyio.CancelScope | None = None
         self._deadline = 0.0
+        self._write_deadline = 0.0
 
     # --- what the transport below calls ---------------------------------------------------------------------------
 
@@ -123,13 +126,12 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        self._deadline = self._server.now() + self._server.limits.write_timeout
+        self._write_deadline = self._server.now() + self._server.limits.write_timeout
         if self._relay is not None:
             self._relay.response.pause()
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        self._deadline = 0.0
         if self._relay is not None:
             self._relay.response.resume()
         if self._drained is not None and not self._drained.done():
@@ -219,12 +221,17 @@ class Connection(asyncio.Protocol):
     def _refuse(self, code: str, message: str, status: int) -> None:
         """Answer what could not be read as a request, and close."""
         self._keep_alive = False
-        error = RequestError(code, message, status=status)
-        request_id = new_request_id(time_ns())
-        response = error_response(error, "openai", request_id, self._server.namespace)
         self._server.count_refusal(code)
-        self.write(self._server.heads.authored(None, response, close=True) + response.body)
+        self._respond(None, self._error_response(RequestError(code, message, status=status)), with_body=True)
         self.linger()
+
+    def _error_response(self, error: RequestError) -> Response:
+        """Return a refusal outside of any exchange, in the shape of the endpoint that was asked for, if it is known."""
+        endpoint = None
+        if self._parsed is not None:
+            endpoint = find_endpoint(self._parsed.target.partition(b"?")[0])
+        family = (endpoint or UNKNOWN).family
+        return error_response(error, family, new_request_id(time_ns()), self._server.namespace)
 
     # --- one exchange after the other -----------------------------------------------------------------------------
 
@@ -240,6 +247,8 @@ class Connection(asyncio.Protocol):
                     await self._serve_one()
                     if not self._keep_alive or self._server.is_draining:
                         break
+                    if self._buffer or self._write_paused:
+                        await self.drained()
                     self._next()
             except Exception as error:  # noqa: BLE001 - one connection's fault must not end the others
                 self._server.report_fault(error)
@@ -259,29 +268,42 @@ class Connection(asyncio.Protocol):
             self._keep_alive = False
         path, _, query = head.target.partition(b"?")
         endpoint = find_endpoint(path)
-        if endpoint is None:
-            answer = self._server.answer_probe(head.method, path)
-            if answer is not None:
-                self._respond(None, answer, with_body=head.method != b"HEAD")
-                return
-            mount = self._server.mount_of(path)
-            if mount is not None:
-                await self._serve_mount(mount, head, path, query, body)
-                return
-        now = time_ns()
-        exchange = Exchange(
-            new_request_id(now),
-            Request(head, path, query, endpoint or UNKNOWN, body, is_oversize),
-            new_trace(head.headers.get(b"traceparent"), head.headers.get(b"tracestate")),
-            self._server.namespace,
-            monotonic_ns(),
-            now,
-            self.client,
-        )
-        await self._server.run(exchange, self)
-        self._relay = None
+        if endpoint is not None or not await self._serve_aside(head, path, query, body, is_oversize=is_oversize):
+            now = time_ns()
+            exchange = Exchange(
+                new_request_id(now),
+                Request(head, path, query, endpoint or unknown_endpoint(path, head.headers), body, is_oversize),
+                new_trace(head.headers.get(b"traceparent"), head.headers.get(b"tracestate")),
+                self._server.namespace,
+                monotonic_ns(),
+                now,
+                self.client,
+            )
+            await self._server.run(exchange, self)
+            self._relay = None
         if is_oversize:
             self.linger()
+
+    async def _serve_aside(
+        self, head: RequestHead, path: bytes, query: bytes, body: bytes, *, is_oversize: bool
+    ) -> bool:
+        """Answer what is no exchange, health checks and mounted applications; False where it is neither."""
+        with_body = head.method != b"HEAD"
+        answer = self._server.answer_probe(head.method, path)
+        if answer is not None:
+            self._respond(None, answer, with_body=with_body)
+            return True
+        mount = self._server.mount_of(path)
+        if mount is None:
+            return False
+        if is_oversize:
+            limit = self._server.limits.max_body_bytes
+            error = RequestError("payload_too_large", f"The request body is larger than {limit} bytes.")
+            self._server.count_refusal(error.code)
+            self._respond(None, self._error_response(error), with_body=with_body)
+        else:
+            await self._serve_mount(mount, head, path, query, body)
+        return True
 
     async def _serve_mount(self, mount: Mount, head: RequestHead, path: bytes, query: bytes, body: bytes) -> None:
         scope = http_scope(mount, head, path, query, self.client, self._server.scheme)
@@ -293,21 +315,25 @@ class Connection(asyncio.Protocol):
             self._server.report_fault(error)
             if not bridge.started:
                 refusal = RequestError("internal_error", "The gateway failed; see its log.")
-                answer = error_response(refusal, "openai", new_request_id(time_ns()), self._server.namespace)
                 self._keep_alive = False
-                self._respond(None, answer, with_body=True)
+                self._respond(None, self._error_response(refusal), with_body=head.method != b"HEAD")
         self._keep_alive = self._keep_alive and not bridge.close
 
     def _next(self) -> None:
         """Get ready for the next request, whose first bytes may be here already."""
         self._is_busy = False
         self._deadline = self._server.now() + self._server.limits.keep_alive_timeout
-        if self._read_paused and self._transport is not None:
-            self._read_paused = False
-            self._transport.resume_reading()
         ahead, self._buffer = self._buffer, b""
         if ahead:
             self.data_received(ahead)
+        # What is still ahead of the next request must shrink below the bound before more is read.
+        if self._read_paused and (not self._is_ready or len(self._buffer) <= AHEAD_BYTES):
+            self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        self._read_paused = False
+        if not self._is_gone:
+            self._transport_now.resume_reading()
 
     async def _wait(self) -> None:
         if self._is_closing:
@@ -323,10 +349,8 @@ class Connection(asyncio.Protocol):
             self._waiter.set_result(None)
 
     def _finish(self) -> None:
-        if self._transport is not None and not self._is_lingering:
-            self._server.connections.discard(self)
-            self._outbox.flush()
-            self._transport.close()
+        if not self._is_lingering:
+            self.close()
         if self._drained is not None and not self._drained.done():
             self._drained.cancel()
 
@@ -356,10 +380,13 @@ class Connection(asyncio.Protocol):
         self.write(head + response.body if with_body else head)
 
     async def drained(self) -> None:
-        """Wait until the client has taken what was written, if it is slow."""
+        """Write what waits, then give others their turn, or wait until a slow client has taken enough."""
+        self._outbox.flush()
         if self._write_paused:
             self._drained = asyncio.get_running_loop().create_future()
             await self._drained
+        else:
+            await anyio.lowlevel.checkpoint()
 
     def close_after_write(self) -> None:
         self._keep_alive = False
@@ -371,7 +398,10 @@ class Connection(asyncio.Protocol):
             return
         self._is_lingering = self._is_closing = True
         self._body.clear()
+        self._buffer = b""
         self._deadline = self._server.now() + LINGER_SECONDS
+        if self._read_paused:
+            self._resume_reading()
         self._outbox.flush()
         if transport.can_write_eof():
             transport.write_eof()
@@ -391,9 +421,8 @@ class Connection(asyncio.Protocol):
         """Answer a connection beyond the limit with 503 and close it."""
         self._keep_alive = False
         error = overloaded("connections", self._server.limits.max_connections)
-        answer = error_response(error, "openai", new_request_id(time_ns()), self._server.namespace)
         self._server.count_refusal(error.code)
-        self._respond(None, answer, with_body=True)
+        self._respond(None, self._error_response(error), with_body=True)
         self.linger()
 
     @property
@@ -402,9 +431,11 @@ class Connection(asyncio.Protocol):
         return self._transport
 
     def close(self) -> None:
-        """Close now where nothing is under way; called when the server drains."""
+        """Close once what was written is out; a client that does not take it in time is cut off by the sweep."""
         self._is_closing = True
-        if self._transport is not None:
+        if self._transport is not None and not self._is_gone:
+            self._is_lingering = True
+            self._deadline = self._server.now() + self._server.limits.write_timeout
             self._outbox.flush()
             self._transport.close()
 
@@ -416,15 +447,15 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def sweep(self, now: float) -> None:
-        """Enforce the deadline of the state the connection is in."""
+        """Enforce the deadline of the state the connection is in, and that of a client that takes nothing."""
+        if self._write_paused and now >= self._write_deadline:
+            self.abort()
+            return
         if not self._deadline or now < self._deadline:
             return
         self._deadline = 0.0
         if self._is_lingering:
-            self._transport_now.abort()
-        elif self._is_busy:
-            if self._write_paused:
-                self.abort()
+            self.abort()
         elif self.is_idle:
             self.close()
         else:

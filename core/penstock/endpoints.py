@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import attrs
 
+from penstock.headers import Headers
+
 
 @attrs.frozen
 class Endpoint:
@@ -51,6 +53,8 @@ GEMINI = Endpoint(
 )
 UNKNOWN = Endpoint("openai.unknown", "unknown", "", (), has_model=False)
 """Stands for every path that is none of ours, so that a refusal too is an exchange with a log line and a trace."""
+_UNKNOWN_ANTHROPIC = Endpoint("anthropic.unknown", "unknown", "", (), has_model=False)
+_UNKNOWN_GEMINI = Endpoint("gemini.unknown", "unknown", "", (), has_model=False)
 ALL = (*_POST, MODELS, MODEL, RESPONSE_BY_ID, RESPONSE_CANCEL, RESPONSE_ITEMS, GEMINI)
 """Every endpoint in the order the documentation lists them."""
 
@@ -71,6 +75,15 @@ def find_endpoint(path: bytes) -> Endpoint | None:
     if path.startswith(_RESPONSES):
         return _find_stored_response(path[len(_RESPONSES) :])
     return None
+
+
+def unknown_endpoint(path: bytes, headers: Headers) -> Endpoint:
+    """Return what stands for a path that is none of ours, in the dialect its client seems to speak."""
+    if path.startswith(b"/v1/messages/") or b"anthropic-version" in headers:
+        return _UNKNOWN_ANTHROPIC
+    if path.startswith(b"/v1beta") or b"x-goog-api-key" in headers:
+        return _UNKNOWN_GEMINI
+    return UNKNOWN
 
 
 def _find_stored_response(rest: bytes) -> Endpoint | None:

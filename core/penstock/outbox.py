@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-
 _COPIED_BYTES = 16 * 1024
 
 
@@ -40,5 +39,9 @@ class Outbox:
         """Make every write that waits. Call before closing a transport, so that its last words get out."""
         pending, self._pending = self._pending, []
         for transport, data in pending:
-            if not transport.is_closing():
-                transport.write(data)
+            try:
+                if not transport.is_closing():
+                    transport.write(data)
+            except Exception as error:  # noqa: BLE001 - a write that fails must not take those of others with it
+                transport.abort()
+                self._loop.call_exception_handler({"message": "a write failed", "exception": error})

@@ -93,6 +93,9 @@ class Server:
         """Open a listener; returns its port. Raises OSError."""
         assert self._loop is not None
         options: dict[str, Any] = {"ssl": tls, "backlog": 4096}
+        if tls is not None:
+            # Before its handshake ends a connection is not ours yet: neither counted nor swept.
+            options["ssl_handshake_timeout"] = self.limits.head_timeout
         if sock is not None:
             options["sock"] = sock
         else:
@@ -119,14 +122,12 @@ class Server:
         for connection in list(self.connections):
             if connection.is_idle:
                 connection.close()
+        # Not only exchanges: a request on its way in is still served, and what was answered is still read.
         with anyio.move_on_after(self.limits.drain_timeout):
-            while self.in_flight:
+            while self.in_flight or self.connections:
                 await anyio.sleep(0.02)
         for connection in list(self.connections):
-            if self.in_flight or not connection.is_idle:
-                connection.abort()
-            else:
-                connection.close()
+            connection.abort()
         with anyio.move_on_after(5.0):
             while self.in_flight:
                 await anyio.sleep(0.01)
