@@ -38,12 +38,16 @@ class Commands(click.Group):
         if not Path(DEFAULT_FILE).is_file():
             return None
         from penstock.config import read_file  # noqa: PLC0415
+        from penstock.fetch import Fetcher  # noqa: PLC0415
         from penstock.hooks import collect  # noqa: PLC0415
         from penstock.plugins import load  # noqa: PLC0415
-        from penstock.services import Services  # noqa: PLC0415
+        from penstock.services import Fetch, Services  # noqa: PLC0415
+        from penstock.upstream import UpstreamTransports  # noqa: PLC0415
 
         configuration = read_file(Path(DEFAULT_FILE))
-        manager, _ = load(configuration, Services(configuration.gateway.namespace))
+        services = Services(configuration.gateway.namespace)
+        services.provide(Fetch, Fetcher(UpstreamTransports(configuration.gateway.upstream)))  # type: ignore[type-abstract]
+        manager, _ = load(configuration, services)
         collect(manager, "register_commands", cli=self)
         return super().get_command(ctx, cmd_name)
 
@@ -119,9 +123,7 @@ def check(path: Path, *, explain: bool) -> None:
 
 
 @cli.command("hash-key")
-@click.option(
-    "--pepper-env", default="PENSTOCK_PEPPER", show_default=True, help="Variable that holds the pepper."
-)
+@click.option("--pepper-env", default="PENSTOCK_PEPPER", show_default=True, help="Variable that holds the pepper.")
 @click.option("--namespace", default="penstock", show_default=True, help="The gateway's namespace.")
 def hash_key_command(pepper_env: str, namespace: str) -> None:
     """Read a virtual key on standard input and print the hash a configuration may hold."""
@@ -147,9 +149,7 @@ def new_key_command(env: Literal["live", "test"], namespace: str) -> None:
     from penstock.keys import new_key  # noqa: PLC0415
 
     if not NAMESPACE.fullmatch(namespace):
-        raise click.BadParameter(
-            "use lower-case letters, digits and _, a letter first", param_hint="--namespace"
-        )
+        raise click.BadParameter("use lower-case letters, digits and _, a letter first", param_hint="--namespace")
     click.echo(new_key(namespace, env))
 
 
