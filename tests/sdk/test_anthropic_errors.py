@@ -12,6 +12,7 @@ import pytest
 from anthropic.types import MessageParam
 
 from penstock.errors import STATUS_OF_CODE
+from sdk.expected import RETRIES, attempts_for, should_retry_field
 from sdk.gateway_process import MAX_BODY_BYTES, RunningGateway
 
 HELLO: list[MessageParam] = [{"role": "user", "content": "Hi there"}]
@@ -33,15 +34,6 @@ KINDS: dict[int, tuple[type[anthropic.APIStatusError], str]] = {
     504: (anthropic.GatewayTimeoutError, "timeout_error"),
 }
 """Status → the exception's class and its ``type``."""
-RETRIES = 2
-INCURABLE = {"internal_error", "plugin_error", "guardrail_unavailable", "policy_rules_invalid"}
-"""Failures of the gateway itself: 5xx that the same request would meet again."""
-
-
-def attempts_for(code: str) -> int:
-    status = STATUS_OF_CODE[code]
-    is_tried_again = (status in (408, 429) or status >= 500) and code not in INCURABLE
-    return 1 + RETRIES if is_tried_again else 1
 
 
 @attrs.define(eq=False)
@@ -140,8 +132,7 @@ def test_every_code_has_a_class_and_is_retried_only_if_that_helps(connect: Conne
     detail = _check(caught.value, code)
     assert detail["meta"] == {"rule": "instruments"}
     assert len(caller.sent) == attempts_for(code)
-    expected = "false" if attempts_for(code) == 1 else None
-    assert caught.value.response.headers.get("x-should-retry") == expected
+    assert caught.value.response.headers.get("x-should-retry") == should_retry_field(code)
 
 
 def test_refusals_of_count_tokens_have_the_same_shape(connect: Connect) -> None:

@@ -12,6 +12,7 @@ import pytest
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 
 from penstock.errors import STATUS_OF_CODE
+from sdk.expected import RETRIES, attempts_for, should_retry_field
 from sdk.gateway_process import MAX_BODY_BYTES, RunningGateway
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi there"}]
@@ -22,19 +23,10 @@ CLASS_OF_STATUS: dict[int, type[openai.APIStatusError]] = {
     404: openai.NotFoundError,
     429: openai.RateLimitError,
 }
-RETRIES = 2
-INCURABLE = {"internal_error", "plugin_error", "guardrail_unavailable", "policy_rules_invalid"}
-"""Failures of the gateway itself: 5xx that the same request would meet again."""
 
 
 def class_of(status: int) -> type[openai.APIStatusError]:
     return openai.InternalServerError if status >= 500 else CLASS_OF_STATUS.get(status, openai.APIStatusError)
-
-
-def attempts_for(code: str) -> int:
-    status = STATUS_OF_CODE[code]
-    is_tried_again = (status in (408, 429) or status >= 500) and code not in INCURABLE
-    return 1 + RETRIES if is_tried_again else 1
 
 
 @attrs.define(eq=False)
@@ -128,8 +120,7 @@ def test_every_code_has_a_class_and_is_retried_only_if_that_helps(connect: Conne
     assert _check(caught.value, code)["meta"] == {"rule": "instruments"}
     assert caught.value.param == "model"
     assert len(caller.sent) == attempts_for(code)
-    expected = "false" if attempts_for(code) == 1 else None
-    assert caught.value.response.headers.get("x-should-retry") == expected
+    assert caught.value.response.headers.get("x-should-retry") == should_retry_field(code)
 
 
 @pytest.mark.parametrize("stream", [False, True])
