@@ -381,18 +381,14 @@ async def test_idle_connections_expire(connect: Connect) -> None:
     [
         pytest.param(b"nonsense\r\n\r\n", id="no status line"),
         pytest.param(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok\r\n\r\n", id="bare LF"),
-        pytest.param(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok", id="two lengths"
-        ),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok", id="two lengths"),
         pytest.param(
             b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             id="both framings",
         ),
         pytest.param(b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 2\r\n\r\nok", id="folded line"),
         pytest.param(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n", id="switch of protocols"),
-        pytest.param(
-            b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\nContent-Length: 0\r\n\r\n", id="large"
-        ),
+        pytest.param(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\nContent-Length: 0\r\n\r\n", id="large"),
         pytest.param(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 300_000, id="endless"),
     ],
 )

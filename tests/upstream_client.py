@@ -85,15 +85,11 @@ class Bench:
         fields = b"Host: localhost\r\nX-Spelled-So: yes\r\n"
         return UpstreamRequest(origin or self.origin, method, b"/v1/x?y=1", fields, body, timeouts)
 
-    async def send(
-        self, method: bytes = b"POST", timeouts: Timeouts = LONG, body: bytes = b"{}"
-    ) -> UpstreamResponse:
+    async def send(self, method: bytes = b"POST", timeouts: Timeouts = LONG, body: bytes = b"{}") -> UpstreamResponse:
         with anyio.fail_after(30):
             return await self.transport.send(self.request(method, body, timeouts))
 
-    async def fetch(
-        self, method: bytes = b"POST", timeouts: Timeouts = LONG, body: bytes = b"{}"
-    ) -> Collector:
+    async def fetch(self, method: bytes = b"POST", timeouts: Timeouts = LONG, body: bytes = b"{}") -> Collector:
         """Send and take the whole body, or what there is of it."""
         return await take(await self.send(method, timeouts, body))
 

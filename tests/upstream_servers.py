@@ -262,10 +262,11 @@ class H2Peer:
         self.h2.initiate_connection()
         await self.flush()
         async with anyio.create_task_group() as tasks:
-            while data := await self.peer.reader.read(65536):
-                for event in self.h2.receive_data(data):
-                    self._see(event, tasks.start_soon)
-                await self.flush()
+            with contextlib.suppress(ConnectionError):
+                while data := await self.peer.reader.read(65536):
+                    for event in self.h2.receive_data(data):
+                        self._see(event, tasks.start_soon)
+                    await self.flush()
             tasks.cancel_scope.cancel()
 
     def _see(self, event: h2.events.Event, spawn: Callable[..., object]) -> None:

@@ -234,9 +234,7 @@ class DirectConnection(asyncio.Protocol):
         if self._lost_cleanly and framing.finish_on_eof():
             self._finish(0)
         else:
-            self._stop(
-                UpstreamError("truncated", "the provider's connection broke off in the middle of the body")
-            )
+            self._stop(UpstreamError("truncated", "the provider's connection broke off in the middle of the body"))
 
     def _stop(self, error: UpstreamError) -> None:
         receiver, response = self._receiver, self._response
@@ -380,9 +378,7 @@ class DirectTransport:
 
     async def _open(self, origin: Origin, connect_timeout: float) -> DirectConnection:
         if len(self.opened) + self._opening >= self.limits.max_connections and not self.idle.evict():
-            raise UpstreamError(
-                "connect", f"all {self.limits.max_connections} upstream connections are in use"
-            )
+            raise UpstreamError("connect", f"all {self.limits.max_connections} upstream connections are in use")
         self._opening += 1
         try:
             return await self._connect(origin, connect_timeout)
@@ -403,21 +399,13 @@ class DirectTransport:
                     server_hostname=origin.host if context is not None else None,
                 )
         except TimeoutError:
-            raise UpstreamError(
-                "timeout", f"no connection to the provider within {connect_timeout:g} s"
-            ) from None
+            raise UpstreamError("timeout", f"no connection to the provider within {connect_timeout:g} s") from None
         except (socket.gaierror, UnicodeError) as error:
-            raise UpstreamError(
-                "dns", f"the provider's host name {origin.host!r} does not resolve"
-            ) from error
+            raise UpstreamError("dns", f"the provider's host name {origin.host!r} does not resolve") from error
         except ssl.SSLError as error:
-            raise UpstreamError(
-                "tls", f"TLS with the provider failed: {error.reason or 'handshake'}"
-            ) from error
+            raise UpstreamError("tls", f"TLS with the provider failed: {error.reason or 'handshake'}") from error
         except OSError as error:
-            raise UpstreamError(
-                "connect", f"cannot connect to the provider: {error.strerror or 'refused'}"
-            ) from error
+            raise UpstreamError("connect", f"cannot connect to the provider: {error.strerror or 'refused'}") from error
         return connection
 
     def sweep(self, now: float) -> None:

@@ -29,9 +29,7 @@ from penstock.upstream.tls import TLSContexts
 from penstock.upstream.watched import ExchangeWatch, Wire
 
 _REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
-_CONNECTION_FIELDS = frozenset(
-    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
-)
+_CONNECTION_FIELDS = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
 _MAX_STREAMS = 100
 """httpcore's own bound of concurrent streams on an HTTP/2 connection."""
 _SETTINGS_MAX_CONCURRENT_STREAMS = 3
@@ -76,9 +74,7 @@ class _Connection:
 class _Exchange:
     """Send one request on a connection; knows afterwards whether it may be sent again."""
 
-    def __init__(
-        self, transport: HttpcoreTransport, connection: _Connection, request: UpstreamRequest
-    ) -> None:
+    def __init__(self, transport: HttpcoreTransport, connection: _Connection, request: UpstreamRequest) -> None:
         self.connection = connection
         self.watch: ExchangeWatch | None = None
         self.may_repeat = False
@@ -261,7 +257,6 @@ class HttpcoreResponse:
             with scope:
                 fault = await self._deliver(receiver)
         except Exception as error:  # noqa: BLE001 - a receiver's, and no reason to break off other responses
-            self._is_closed = True
             _report(error)
         finally:
             was_closed, self._is_closed = self._is_closed, True
@@ -287,7 +282,7 @@ class HttpcoreResponse:
                     return None
                 while self._resumed is not None:
                     await self._resumed.wait()
-                if not self._is_closed:  # what had already been read is not stopped by a cancellation
+                if data and not self._is_closed:  # what had already been read is not stopped by a cancellation
                     receiver.receive(data)
             return _abandoned()
         finally:
@@ -379,9 +374,7 @@ class HttpcoreTransport:
 
     def _open(self, origin: Origin) -> _Connection:
         if len(self.opened) >= self.limits.max_connections and not self.idle.evict():
-            raise UpstreamError(
-                "connect", f"all {self.limits.max_connections} upstream connections are in use"
-            )
+            raise UpstreamError("connect", f"all {self.limits.max_connections} upstream connections are in use")
         connection = _Connection(self, origin)
         self.opened.add(connection)
         self._enter(connection)
@@ -444,9 +437,7 @@ def _new_connection(origin: Origin, wire: Wire, tls: TLSContexts) -> httpcore.As
         network_backend=wire,
     )
     try:
-        return pool.create_connection(
-            httpcore.Origin(origin.scheme.encode(), origin.host.encode(), origin.port)
-        )
+        return pool.create_connection(httpcore.Origin(origin.scheme.encode(), origin.host.encode(), origin.port))
     except ImportError:
         message = 'a SOCKS proxy needs the extra "socks": pip install "penstock[socks]"'
         raise UpstreamError("connect", message) from None
@@ -457,9 +448,7 @@ def _proxy(url: str, origin: Origin, tls: TLSContexts) -> httpcore.Proxy:
     auth = None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
     context = tls.context_for(origin) if parts.scheme == "https" else None
     default_port = {"http": 80, "https": 443}.get(parts.scheme, 1080)
-    address = httpcore.URL(
-        scheme=parts.scheme, host=parts.hostname or "", port=parts.port or default_port, target="/"
-    )
+    address = httpcore.URL(scheme=parts.scheme, host=parts.hostname or "", port=parts.port or default_port, target="/")
     return httpcore.Proxy(address, auth=auth, ssl_context=context)
 
 

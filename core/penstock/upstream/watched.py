@@ -70,7 +70,7 @@ class WatchedStream(httpcore.AsyncNetworkStream):
         self.has_ended = False
         """The other side closed or reset the connection."""
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's interface
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
             data = await self._stream.read(max_bytes, timeout)
         except httpcore.ReadError:
@@ -85,7 +85,7 @@ class WatchedStream(httpcore.AsyncNetworkStream):
                 raise httpcore.RemoteProtocolError(error.message) from error
         return data
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         # A frame of HTTP/2 lost to a cancellation would put header compression out of step for all streams.
         with anyio.CancelScope(shield=self._wire.is_http2):
             async with self._writing:
@@ -99,7 +99,7 @@ class WatchedStream(httpcore.AsyncNetworkStream):
         self,
         ssl_context: ssl.SSLContext,
         server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109
+        timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
         try:
             stream = await self._stream.start_tls(ssl_context, server_hostname, timeout)
@@ -109,7 +109,7 @@ class WatchedStream(httpcore.AsyncNetworkStream):
         self._wire.stream = WatchedStream(self._wire, stream)
         return self._wire.stream
 
-    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401 - as above
+    def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
 
@@ -125,7 +125,7 @@ class Wire(httpcore.AsyncNetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ASYNC109
+        timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
