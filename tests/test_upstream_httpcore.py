@@ -227,6 +227,25 @@ async def test_http2_request_refused_by_goaway_is_sent_again_even_a_post() -> No
     assert (first.payload, second.payload) == (b"body of 1", b"body of 1")
 
 
+@pytest.mark.parametrize("cut", [1, 9, 17, 1000])
+async def test_http2_streams_accepted_before_a_graceful_goaway_are_finished(cut: int) -> None:
+    async def respond(stream: H2Stream) -> None:
+        await stream.head(200)
+        await stream.data(b"abc")
+        for last in (0x7FFFFFFF, stream.id):
+            goaway = b"\x00\x00\x0a\x07\x00" + bytes(4) + last.to_bytes(4, "big") + bytes(4) + b"by"
+            pieces = [goaway[at : at + cut] for at in range(0, len(goaway), cut)]
+            await stream.peer.peer.send(*pieces)
+        await stream.data(b"def", end=True)
+
+    async with http2(respond) as upstream:
+        answers = [await upstream.fetch() for _ in range(2)]
+        assert len(upstream.server.peers) == 2
+        with anyio.fail_after(5):
+            await upstream.server.peers[0].closed.wait()
+    assert [(got.payload, got.error) for got in answers] == [(b"abcdef", None)] * 2
+
+
 async def test_http2_field_with_a_line_end_is_refused() -> None:
     async def respond(stream: H2Stream) -> None:
         await stream.head(200, (b"x", b"a\r\nSet-Cookie: stolen"), end=True)

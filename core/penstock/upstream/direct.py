@@ -360,6 +360,10 @@ class DirectTransport:
             self._outbox = Outbox(self.loop)
         return self._outbox
 
+    def share_outbox(self, outbox: Outbox) -> None:
+        """Write through the server's outbox, so that both sides' writes of a turn are gathered."""
+        self._outbox = outbox
+
     async def send(self, request: UpstreamRequest) -> DirectResponse:
         """Return the response once its head is there. Raises UpstreamError."""
         origin = request.origin

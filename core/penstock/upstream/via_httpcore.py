@@ -53,7 +53,8 @@ class _Connection:
         self._transport = transport
 
     def has_room(self) -> bool:
-        return self.active < self.max_streams and not self.is_retired and self.http.is_available()
+        is_leaving = self.is_retired or self.wire.goaway.was_seen
+        return self.active < self.max_streams and not is_leaving and self.http.is_available()
 
     def is_usable(self) -> bool:
         return self.has_room() and not self.wire.is_readable
@@ -134,12 +135,18 @@ class _Exchange:
             self._note_connected()
         elif event in ("http2.send_connection_init.started", "http2.send_request_headers.started"):
             self.connection.wire.is_http2 = True
-            self._stream_id = facts.get("stream_id", 0)
+            self._begin_stream(facts.get("stream_id", 0))
             self._note_connected()
         elif event == "http2.receive_remote_settings.complete":
             changed = facts["return_value"].changed_settings.get(_SETTINGS_MAX_CONCURRENT_STREAMS)
             if changed is not None:
                 self.connection.max_streams = max(1, min(changed.new_value, _MAX_STREAMS))
+
+    def _begin_stream(self, stream_id: int) -> None:
+        goaway = self.connection.wire.goaway
+        if goaway.was_seen:
+            raise httpcore.ConnectionNotAvailable  # what the provider announced to ignore is not even sent
+        self._stream_id = goaway.last_stream_id = stream_id
 
     def _note_connected(self) -> None:
         if not self._is_connected:

@@ -2,7 +2,7 @@
 
 h11 takes a bare LF for a line end, reads a second length generously, and keeps bytes that follow a body for
 the next response. So the bytes of every HTTP/1.1 exchange pass an ``ExchangeWatch`` on their way to it;
-HTTP/2 passes unwatched.
+of HTTP/2, ``GracefulGoaway`` holds back the frame that would make httpcore give up healthy streams.
 """
 
 from __future__ import annotations
@@ -59,6 +59,49 @@ class ExchangeWatch:
         return data
 
 
+class GracefulGoaway:
+    """Take GOAWAY frames that spare every stream out of HTTP/2's bytes; sans-IO (RFC 9113 section 6.8).
+
+    httpcore fails all streams at any GOAWAY, while the provider goes on to finish those it has accepted.
+    """
+
+    __slots__ = ("_passing", "_pending", "last_stream_id", "was_seen")
+
+    def __init__(self) -> None:
+        self._pending = b""
+        self._passing = 0
+        self.last_stream_id = 0
+        """The latest stream of ours that the provider may have seen."""
+        self.was_seen = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the bytes that go on to httpcore."""
+        data, position = self._pending + data, 0
+        kept = []
+        while position < len(data):
+            if not self._passing:
+                frame = data[position : position + 17]
+                size = 9 + int.from_bytes(frame[:3], "big")
+                is_goaway = frame[3:4] == b"\x07"
+                if len(frame) < 9 or (is_goaway and len(data) - position < size):
+                    break
+                if is_goaway and self._is_graceful(frame):
+                    self.was_seen = True
+                    position += size
+                    continue
+                self._passing = size
+            piece = data[position : position + self._passing]
+            kept.append(piece)
+            self._passing -= len(piece)
+            position += len(piece)
+        self._pending = data[position:]
+        return b"".join(kept)
+
+    def _is_graceful(self, frame: bytes) -> bool:
+        last_stream_id = int.from_bytes(frame[9:13], "big") & 0x7FFFFFFF
+        return frame[13:17] == b"\0\0\0\0" and last_stream_id >= self.last_stream_id
+
+
 class WatchedStream(httpcore.AsyncNetworkStream):
     """Pass bytes between httpcore and the network."""
 
@@ -71,11 +114,12 @@ class WatchedStream(httpcore.AsyncNetworkStream):
         """The other side closed or reset the connection."""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        try:
-            data = await self._stream.read(max_bytes, timeout)
-        except httpcore.ReadError:
-            self.has_ended = True
-            raise
+        data = await self._read(max_bytes, timeout)
+        while data and self._wire.is_http2:
+            kept = self._wire.goaway.feed(data)
+            if kept:
+                return kept
+            data = await self._read(max_bytes, timeout)
         if not data:
             self.has_ended = True
         elif self.watch is not None:
@@ -84,6 +128,13 @@ class WatchedStream(httpcore.AsyncNetworkStream):
             except (HeadError, FramingError) as error:
                 raise httpcore.RemoteProtocolError(error.message) from error
         return data
+
+    async def _read(self, max_bytes: int, timeout: float | None) -> bytes:
+        try:
+            return await self._stream.read(max_bytes, timeout)
+        except httpcore.ReadError:
+            self.has_ended = True
+            raise
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         # A frame of HTTP/2 lost to a cancellation would put header compression out of step for all streams.
@@ -120,6 +171,7 @@ class Wire(httpcore.AsyncNetworkBackend):
         self._network = httpcore.AnyIOBackend()
         self.stream: WatchedStream | None = None
         self.is_http2 = False
+        self.goaway = GracefulGoaway()
 
     async def connect_tcp(
         self,
