@@ -128,12 +128,12 @@ class Connection(asyncio.Protocol):
         self._write_paused = True
         self._write_deadline = self._server.now() + self._server.limits.write_timeout
         if self._relay is not None:
-            self._relay.response.pause()
+            self._relay.pause()
 
     def resume_writing(self) -> None:
         self._write_paused = False
         if self._relay is not None:
-            self._relay.response.resume()
+            self._relay.resume()
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 
@@ -366,7 +366,7 @@ class Connection(asyncio.Protocol):
         """Return the head of a relayed answer, and let a slow client slow ``relay`` from now on."""
         self._relay = relay
         if self._write_paused:
-            relay.response.pause()
+            relay.pause()
         close = not self._keep_alive or self._server.is_draining
         return self._server.heads.relayed(exchange, relay.response.head, framing, close=close)
 

@@ -90,6 +90,19 @@ class Meter:
             self._tail_bytes -= len(tail.popleft()[1])
             self._has_gap = True
 
+    def follower(self) -> ChunkedFraming:
+        """Return a follower of the framing that stands behind what was added.
+
+        The transport's own is further on once it has found fault with a read, of which nothing is added.
+        """
+        follower, data = ChunkedFraming(allow_extensions=True), b"".join(self._head)
+        if self._tail:
+            before, data = self._tail[-1]
+            assert before is not None
+            follower = before.copy()
+        follower.feed(data)
+        return follower
+
     def window(self) -> BodyWindow:
         """Return the decoded ends of the body. Never raises: what cannot be decoded is left out."""
         head = b"".join(self._head)

@@ -133,8 +133,9 @@ class Pipeline:
             exchange.candidate = last_candidate
             await self._relay(exchange, last)
         except BaseException:
-            if last is not None and not last.ended:
-                last.abandon()
+            if last is not None:
+                if not last.ended:
+                    last.abandon()
                 exchange.window = last.meter.window()
             raise
 
@@ -202,10 +203,12 @@ class Pipeline:
             if not relay.ended:
                 await relay.wait_end()
         except asyncio.CancelledError:
-            exchange.stream_end = "client_gone"
             if self.drain is not None:
                 await self._drain(relay, self.drain)
+            exchange.stream_end = "client_gone"
             raise
+        if relay.fault is not None:
+            self.telemetry.report_fault(exchange, relay.fault)
         if exchange.window is None:
             exchange.window = relay.meter.window()
 
@@ -219,7 +222,7 @@ class Pipeline:
 
         with anyio.move_on_after(drain.seconds, shield=True):
             relay.mute(count)
-            relay.response.resume()
+            relay.resume()
             if not relay.ended:
                 await relay.wait_end()
 

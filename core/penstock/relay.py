@@ -16,6 +16,7 @@ carry the upstream's framing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -24,7 +25,7 @@ import attrs
 
 from penstock.codings import CodingError, decode_prefix
 from penstock.envelopes import stream_error_payload
-from penstock.errors import PluginError, RequestError, UpstreamError
+from penstock.errors import RequestError, UpstreamError
 from penstock.framing import ChunkedDecoder, ChunkedFraming, FramingError, encode_chunk
 from penstock.metering import Meter
 from penstock.models import Exchange
@@ -106,6 +107,7 @@ class Relay:
         "_is_async",
         "_is_finished",
         "_is_flowing",
+        "_is_held",
         "_meter",
         "_queue",
         "_queued",
@@ -114,6 +116,7 @@ class Relay:
         "_waiter",
         "_write",
         "ended",
+        "fault",
         "is_raw",
         "is_sse",
         "response",
@@ -125,6 +128,8 @@ class Relay:
         self.response = response
         self.verdict: Verdict | None = None
         self.ended = False
+        self.fault: Exception | None = None
+        """What a plugin raised while it saw or edited this body."""
         self._exchange = exchange
         self._client = client
         self._write = client.write
@@ -148,7 +153,7 @@ class Relay:
         self._meter = Meter(framing, head.headers.get(b"content-encoding"))
         self._splitter = EventSplitter() if self.is_sse and self._edits.calls else None
         self._buffer = b""
-        self._is_flowing = self._is_finished = False
+        self._is_flowing = self._is_finished = self._is_held = False
         self._upstream_error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._queue: deque[bytes] = deque()
@@ -283,14 +288,17 @@ class Relay:
         exchange, candidate = self._exchange, self._exchange.candidate
         if candidate is not None and not self.is_sse:
             exchange.window = self._meter.window()
-            exchange.usage = candidate.provider.read_usage(exchange, exchange.window)
+            with contextlib.suppress(Exception):  # tried again, and reported, at settlement
+                exchange.usage = candidate.provider.read_usage(exchange, exchange.window)
 
     def _framing_field(self) -> bytes:
         head = self.response.head
+        if head.status == 204:
+            return b""  # RFC 9110 section 8.6 allows no length
         if head.content_length is not None and (self.is_raw or self._edits is NO_EDITS):
             return b"content-length: %d\r\n" % head.content_length
         if not head.has_body:
-            return b"" if head.status in (204, 304) else b"content-length: 0\r\n"
+            return b"" if head.status == 304 else b"content-length: 0\r\n"
         if self._client.is_http10:
             self._client.close_after_write()
             return b""
@@ -306,7 +314,7 @@ class Relay:
                 self._emit(self._edit(payload))
         except FramingError as error:
             self._break_off(UpstreamError("protocol", str(error)))
-        except (RequestError, PluginError) as error:
+        except Exception as error:  # noqa: BLE001 - a plugin's fault must not reach the transport's callback
             self._block(error)
 
     def _edit(self, payload: bytes) -> bytes:
@@ -345,7 +353,7 @@ class Relay:
                 for call in self._edits.calls:
                     payload = call.chunk(self._exchange, Chunk(payload, is_event_stream=self.is_sse, is_end=True))
                 self._emit(payload)
-            except (RequestError, PluginError) as error:
+            except Exception as error:  # noqa: BLE001 - a plugin's fault must not reach the transport's callback
                 self._block(error)
                 return
         self._close("complete")
@@ -367,13 +375,14 @@ class Relay:
         self._client.close_after_write()
         self._close("upstream_failed")
 
-    def _block(self, error: RequestError | PluginError) -> None:
+    def _block(self, error: Exception) -> None:
         if isinstance(error, RequestError):
             self._exchange.error = error
             code, message = error.code, error.message
             code = "stream_chunk_blocked" if code == "guardrail_blocked" else code
         else:
             code, message = "plugin_error", "A gateway plugin failed while reading this stream."
+            self.fault = error
             self._exchange.error = RequestError("plugin_error", str(error))
         kind = "guardrail_blocked" if code == "stream_chunk_blocked" else code
         self._write_terminal(code, kind, message)
@@ -390,9 +399,8 @@ class Relay:
         if self._edits is not NO_EDITS and self._splitter is not None:
             pending = b""
         event = terminal_event("error", payload, pending=pending)
-        framing = self.response.framing if self.is_raw and self._is_chunked else None  # type: ignore[attr-defined]
-        if framing is not None:
-            event = framing.continuation(event)
+        if self.is_raw and self._is_chunked:
+            event = self._meter.follower().continuation(event)
         elif self._frames:
             event = encode_chunk(event)
         self._write(event)
@@ -421,13 +429,13 @@ class Relay:
                     await self._wait(asyncio.get_running_loop())
         except FramingError as error:
             self._break_off(UpstreamError("protocol", str(error)))
-        except (RequestError, PluginError) as error:
+        except Exception as error:  # noqa: BLE001 - one fault must end the body, not the connection
             self._block(error)
 
     async def _pump_one(self, data: bytes) -> None:
         self._queued -= len(data)
-        if self._queued <= QUEUED_BYTES // 2:
-            self.response.resume()
+        if not self._is_held:
+            self.resume()
         payload = data if self._chunks is None else self._chunks.feed(data)
         self._meter.add(payload)
         payload = self._filtered(payload)
@@ -455,6 +463,18 @@ class Relay:
         self._exchange.bytes_out = self._meter.total_bytes
         self.ended = True
         self.response.close()
+        self._wake()
+
+    def pause(self) -> None:
+        """Let the upstream wait: the client is slow."""
+        self._is_held = True
+        self.response.pause()
+
+    def resume(self) -> None:
+        """Let the upstream go on, unless hooks that await are behind."""
+        self._is_held = False
+        if self._queued <= QUEUED_BYTES // 2:
+            self.response.resume()
 
     def mute(self, on_write: Callable[[bytes], None]) -> None:
         """Send what still comes to ``on_write`` instead of the client (the drain of an abandoned stream)."""
