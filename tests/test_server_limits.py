@@ -22,6 +22,7 @@ from penstock.testing import (
     chunk,
     http_reply,
 )
+from penstock.testing.upstream import Step
 
 pytestmark = pytest.mark.anyio
 
@@ -131,7 +132,7 @@ class CountEnds:
 
 
 async def test_client_that_never_reads_is_cut_and_settled_once(socket: bool) -> None:
-    script = [STREAM_HEAD, *[chunk(b"data: %b\n\n" % (b"x" * 1_000_000))] * 16, Stall()]
+    script: list[Step] = [STREAM_HEAD, *[chunk(b"data: %b\n\n" % (b"x" * 1_000_000))] * 16, Stall()]
     ends = CountEnds()
     async with abused(FakeUpstream([script]), plugins=[ends], socket=socket, write_timeout=SHORT) as gateway:
         client = await gateway.raw()
