@@ -60,14 +60,19 @@ class GatewayConfig:
     anonymous: bool = False
     """Serve without any plugin that authenticates."""
     workers: int = 1
+    """Processes that share the port."""
     loop: Literal["auto", "uvloop", "asyncio"] = "auto"
+    """Event loop; auto is uvloop where it is installed."""
     log: Literal["auto", "json", "console", "off"] = "auto"
     """How the line per exchange is written; auto is console on a terminal, else json."""
     spans: Literal["off", "console", "otlp"] = "off"
     """Where OpenTelemetry spans go."""
     limits: ServerLimits = attrs.Factory(ServerLimits)
+    """What clients may take."""
     upstream: UpstreamLimits = attrs.Factory(UpstreamLimits)
+    """Connections to providers."""
     tls: TLSConfig | None = None
+    """Serve HTTPS; unset serves HTTP."""
     drain_after_disconnect: Drain | None = None
     """Read a stream on after its client has gone, within these bounds, to learn its usage; unset cancels."""
 

@@ -121,6 +121,7 @@ class Timeouts:
     """Bound an attempt, in seconds."""
 
     connect: float = 10.0
+    """To a connection, TLS handshake included."""
     first_byte: float = 600.0
     """To the response head, and on a stream to its first event."""
     idle: float = 300.0

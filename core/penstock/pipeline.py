@@ -43,7 +43,9 @@ class Drain:
     """Say how much of a stream is still read after its client has gone."""
 
     seconds: float
+    """How long."""
     bytes: int
+    """How much more than was already read."""
 
 
 @attrs.frozen(eq=False)
@@ -156,6 +158,8 @@ class Pipeline:
         number = len(exchange.attempts)
         attempt = Attempt(number, binding.id, binding.type, candidate.model, new_span_id(), started)
         exchange.attempts.append(attempt)
+        if self.hooks.sees_all_chunks and exchange.chunk_watchers is None:
+            exchange.chunk_watchers = set()
         request = self._build(exchange, candidate)
         try:
             response = await self.transports.send(request)

@@ -38,6 +38,7 @@ class KeyConfig:
     """One ``[[plugins.virtual_keys.keys]]`` table."""
 
     name: str
+    """What the trace calls the key; its id is ``vk_`` and this name."""
     secret: Secret | None = None
     """The key itself, best from the environment; or give ``hash``."""
     hash: str | None = None
@@ -47,17 +48,23 @@ class KeyConfig:
     bindings: tuple[str, ...] = ()
     """Names of provider bindings, the first is the primary; empty means every binding."""
     status: Literal["active", "disabled", "revoked"] = "active"
+    """Anything but active is 403."""
     expires_at: float | None = None
     """Seconds since the epoch."""
     project: str = "proj_default"
+    """The project the key belongs to."""
     principal: str = "user_default"
+    """The user or service account on whose behalf calls run."""
     model_aliases: Mapping[str, str] = attrs.field(factory=dict)
+    """What clients may ask for, and what they get."""
     models_allowed: tuple[str, ...] | None = None
     """Globs over the resolved model, bare and ``type/model``."""
     usage_frame: Literal["strip", "forward"] | None = None
     """Whether the usage frame the gateway asks a chat stream for is taken out again."""
     tags: tuple[str, ...] = ()
+    """Words for other plugins to match."""
     metadata: Mapping[str, str] = attrs.field(factory=dict)
+    """Names and values for other plugins to match."""
 
 
 @attrs.frozen(kw_only=True)
@@ -67,6 +74,7 @@ class KeysConfig:
     pepper: Secret
     """At least 16 characters; keys hashed under one pepper are unknown under another."""
     keys: tuple[KeyConfig, ...] = ()
+    """The virtual keys."""
 
 
 class ConfiguredKeys:

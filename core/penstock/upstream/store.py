@@ -14,9 +14,13 @@ class Limits:
     """Bound upstream connections; times in seconds."""
 
     max_connections: int = 4096
+    """Connections to all providers together, busy ones included."""
     max_idle_per_origin: int = 256
+    """Idle connections kept per scheme, host and port."""
     idle_timeout: float = 30.0
+    """How long an idle connection is kept."""
     max_head_bytes: int = 64 * 1024
+    """Largest response head; more is a failed attempt."""
 
 
 class Idle(Protocol):

@@ -15,11 +15,13 @@ class BindingConfig:
     """One ``[[plugins.routing.bindings]]`` table."""
 
     name: str
+    """What keys name it by; its id is ``gpc_`` and this name."""
     type: str
     """A provider type that an enabled plugin brings."""
     base_url: str = ""
     """Empty takes the type's own."""
     credential: Secret | None = None
+    """The provider's key."""
     handle: str | None = None
     """Lets clients ask for ``handle/model``."""
     models: tuple[str, ...] = ()
@@ -27,12 +29,17 @@ class BindingConfig:
     model_map: Mapping[str, str] = attrs.field(factory=dict)
     """What a model is called upstream."""
     extra_headers: Mapping[str, str] = attrs.field(factory=dict)
+    """Header fields added to every request."""
     timeouts: Timeouts = Timeouts()
+    """Bounds of an attempt."""
     usage_frame: Literal["strip", "forward"] | None = None
+    """Whether the usage frame the gateway asks a chat stream for is taken out again; the key's wins."""
     propagate_trace: bool = False
+    """Send ``traceparent`` and ``tracestate`` upstream."""
     proxy: str | None = None
     """``http://…`` or ``socks5://…``."""
     http2: bool = False
+    """Speak HTTP/2 to an https:// address."""
     settings: Mapping[str, Any] = attrs.field(factory=dict)
     """What the provider type alone understands, such as ``key_header``."""
 
@@ -42,6 +49,7 @@ class RoutingConfig:
     """The ``[plugins.routing]`` table."""
 
     bindings: tuple[BindingConfig, ...] = ()
+    """Provider bindings, in the order keys without a list of their own try them."""
 
 
 class ConfiguredBindings:
