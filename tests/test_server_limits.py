@@ -168,6 +168,10 @@ async def test_client_that_leaves_an_answer_unread_without_pausing_the_gateway_i
         await client.send(gateway.request_bytes("POST", CHAT, {"Connection": connection}, BODY))
         await gateway.wait_settled(1)
         await empty(gateway.gateway.server)
+        client.resume()
+        with contextlib.suppress(ConnectionResetError):
+            await client.receive_all()
+        assert len(client.received) < 16 * 1024 * 1024
 
 
 async def test_client_that_sends_and_never_reads_is_answered_within_bounds_then_cut() -> None:
@@ -251,6 +255,7 @@ async def test_refusal_is_readable_though_reading_had_paused() -> None:
         await refused(client, 401, "invalid_api_key")
         await client.send(b"x" * 65536)
         await until(lambda: not client._transport._peer._inbox)
+        assert gateway.gateway.server.connections == {connection}
 
 
 async def test_key_is_checked_before_size() -> None:
