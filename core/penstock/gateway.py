@@ -144,6 +144,7 @@ class Gateway:
                     self.server.generation = self.generation
                     self.telemetry.start()
                     await self.server.run_until_drained(tasks, [self.transports])
+                    self.transports.direct.share_outbox(self.server.outbox)
                     yield self.server
                 finally:
                     with anyio.CancelScope(shield=True):

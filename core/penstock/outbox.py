@@ -1,8 +1,9 @@
 """Writes of one turn of the event loop, made together at its end.
 
 Waking a sleeping receiver costs more than the write itself, and a receiver woken by the first of several writes is
-still awake for the others. So connections leave their writes here and all are made in one go, in the order they came,
-before the loop polls for anything new. Nothing waits for more to come: a lone write is made at once in the same way.
+still awake for the others. So under load connections leave their writes here and all are made in one go, in the order
+they came, on the loop's next turn. With hardly anything under way there is nothing to gather and every microsecond is
+somebody's latency: then each write is made at once.
 """
 
 from __future__ import annotations
@@ -11,19 +12,26 @@ import asyncio
 from typing import Any
 
 _COPIED_BYTES = 16 * 1024
+_GATHERED_FROM = 2
+"""Exchanges under way up to which a write is made at once."""
 
 
 class Outbox:
     """Gather writes; belongs to one event loop."""
 
-    __slots__ = ("_loop", "_pending")
+    __slots__ = ("_loop", "_pending", "active")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._pending: list[tuple[asyncio.WriteTransport, Any]] = []
+        self.active = 0
+        """Exchanges under way, kept by the server."""
 
     def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
         if not self._pending:
+            if self.active <= _GATHERED_FROM:
+                _write(self._loop, transport, data)
+                return
             self._loop.call_soon(self.flush)
         self._pending.append((transport, data))
 
@@ -39,9 +47,13 @@ class Outbox:
         """Make every write that waits. Call before closing a transport, so that its last words get out."""
         pending, self._pending = self._pending, []
         for transport, data in pending:
-            try:
-                if not transport.is_closing():
-                    transport.write(data)
-            except Exception as error:  # noqa: BLE001 - a write that fails must not take those of others with it
-                transport.abort()
-                self._loop.call_exception_handler({"message": "a write failed", "exception": error})
+            _write(self._loop, transport, data)
+
+
+def _write(loop: asyncio.AbstractEventLoop, transport: asyncio.WriteTransport, data: bytes) -> None:
+    try:
+        if not transport.is_closing():
+            transport.write(data)
+    except Exception as error:  # noqa: BLE001 - a write that fails must not take those of others with it
+        transport.abort()
+        loop.call_exception_handler({"message": "a write failed", "exception": error})

@@ -27,17 +27,23 @@ class ServerLimits:
     """Bound what clients may take; sizes in bytes, times in seconds."""
 
     max_head_bytes: int = 64 * 1024
+    """Largest request head; more is 431."""
     max_body_bytes: int = 32 * 1024 * 1024
+    """Largest request body; more is 413."""
     max_connections: int = 10_000
+    """Client connections; one more is answered 503 ``overloaded`` and closed."""
     max_in_flight: int = 5_000
+    """Exchanges running at once; one more is 503 ``overloaded``."""
     head_timeout: float = 15.0
     """From the first byte of a request to its complete head; also to the first byte of a new connection."""
     body_timeout: float = 120.0
     """To a complete request body."""
     keep_alive_timeout: float = 75.0
+    """How long a connection may wait for its next request."""
     write_timeout: float = 120.0
     """A client that takes nothing for so long is cut off."""
     drain_timeout: float = 30.0
+    """How long exchanges may run on after SIGTERM, or after a reload under the old configuration."""
 
 
 class Generation(Protocol):
@@ -154,11 +160,13 @@ class Server:
         if self.in_flight >= self.limits.max_in_flight:
             exchange.error = overloaded("exchanges", self.limits.max_in_flight)
         self.in_flight += 1
+        self.outbox.active = self.in_flight
         generation.in_flight += 1
         try:
             await generation.pipeline.handle(exchange, connection)
         finally:
             self.in_flight -= 1
+            self.outbox.active = self.in_flight
             generation.in_flight -= 1
 
     def answer_probe(self, method: bytes, path: bytes) -> Response | None:
