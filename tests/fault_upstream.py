@@ -62,7 +62,7 @@ ANTHROPIC = Dialect(
     "anthropic",
     b'{"model":"claude-m","stream":true,"messages":[]}',
     (
-        b'event: message_start\ndata: {"type":"message_start","message":{"usage":{"input_tokens":7,"output_tokens":1}}}\n\n',
+        b'event: message_start\ndata: {"type":"message_start","message":{"usage":{"input_tokens":7}}}\n\n',
         'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":"é"}}\n\n'.encode(),
         b'event: message_delta\ndata: {"type":"message_delta","usage":{"output_tokens":3}}\n\n',
         b'event: message_stop\ndata: {"type":"message_stop"}\n\n',

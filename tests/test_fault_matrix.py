@@ -1,4 +1,4 @@
-"""Every state of an exchange × disconnect, reset, stall and cut, from either side, over sockets on both loops.
+"""Every state of an exchange, with disconnect, reset, stall and cut, from either side, over sockets on both loops.
 
 Whatever happens, ``watched`` asserts at the end that post_response ran exactly once per exchange, that no task, client
 connection or half-read upstream connection is left, and that nothing unexpected was logged. The short form takes

@@ -96,8 +96,8 @@ def forward(
         head = without_fields(head, b"content-encoding")
     fields = [address.first_fields, forward_request_fields(head, address.namespace_prefix)]
     accepted = trim_accept_encoding(head.headers.get(b"accept-encoding"))
-    if response_filter is not None:
-        accepted = b"identity"
+    if response_filter is not None or exchange.chunk_watchers is not None:
+        accepted = b"identity"  # a coded body passes filters and chunk hooks unread
     if accepted is not None:
         fields.append(b"accept-encoding: %b\r\n" % accepted)
     fields.append(address.last_fields)

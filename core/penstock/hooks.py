@@ -112,8 +112,6 @@ class Hooks:
     select_provider: tuple[Call, ...] = ()
     on_stream_chunk: tuple[Call, ...] = ()
     post_response: tuple[Call, ...] = ()
-    settles_async: bool = False
-    """Whether any post_response must be awaited, and so needs shielding."""
     sees_all_chunks: bool = False
 
     def edits_for(self, exchange: Exchange, response_filter: ResponseFilter | None) -> Edits:
@@ -145,7 +143,6 @@ def compile_hooks(manager: pluggy.PluginManager) -> Hooks:
     compiled["post_response"] = tuple(reversed(compiled["post_response"]))
     return Hooks(
         **compiled,
-        settles_async=any(call.is_async for call in compiled["post_response"]),
         sees_all_chunks=any(call.is_always for call in compiled["on_stream_chunk"]),
     )
 

@@ -10,8 +10,9 @@ closed).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from time import monotonic_ns
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 import attrs
@@ -19,7 +20,7 @@ import attrs
 from penstock.endpoints import ALL
 from penstock.envelopes import error_response
 from penstock.errors import PluginError, RequestError, UpstreamError
-from penstock.hooks import Hooks
+from penstock.hooks import Call, Hooks
 from penstock.ids import new_span_id
 from penstock.models import Attempt, Candidate, Exchange, Principal, Response
 from penstock.providers import Transport, UpstreamRequest
@@ -84,6 +85,8 @@ class Pipeline:
         """Go through the steps; returns an answer to write, or None once a provider's was relayed."""
         if exchange.error is not None:
             raise exchange.error
+        if self.hooks.sees_all_chunks and exchange.chunk_watchers is None:
+            exchange.chunk_watchers = set()
         _check_endpoint(exchange)
         await self._authenticate(exchange)
         self._check_size(exchange)
@@ -242,23 +245,22 @@ class Pipeline:
     async def _settle(self, exchange: Exchange) -> None:
         """Run post_response of every plugin; shielded where one of them awaits, and never raising."""
         self._read_usage(exchange)
-        if self.hooks.settles_async:
-            with anyio.move_on_after(SETTLE_SECONDS, shield=True) as scope:
-                await self._settle_each(exchange)
-            if scope.cancelled_caught:
-                self.telemetry.report_fault(exchange, TimeoutError(f"post_response took over {SETTLE_SECONDS:g} s"))
-        else:
-            await self._settle_each(exchange)
-        self.telemetry.record(exchange)
-
-    async def _settle_each(self, exchange: Exchange) -> None:
         for call in self.hooks.post_response:
             try:
                 pending = call.run(exchange)
                 if pending is not None:
-                    await call.wait(pending)
+                    await self._wait_settled(exchange, call, pending)
             except (RequestError, PluginError) as error:
                 self.telemetry.report_fault(exchange, error)
+        self.telemetry.record(exchange)
+
+    async def _wait_settled(self, exchange: Exchange, call: Call, pending: Awaitable[Any]) -> None:
+        """Give one plugin its time; the others are run whatever it does with it."""
+        with anyio.move_on_after(SETTLE_SECONDS, shield=True) as scope:
+            await call.wait(pending)
+        if scope.cancelled_caught:
+            late = f"post_response of plugin {call.plugin!r} took over {SETTLE_SECONDS:g} s"
+            self.telemetry.report_fault(exchange, TimeoutError(late))
 
     def _read_usage(self, exchange: Exchange) -> None:
         candidate, window = exchange.candidate, exchange.window
@@ -292,7 +294,7 @@ def _check_endpoint(exchange: Exchange) -> None:
     if endpoint.operation == "responses" and b"websocket" in (request.headers.get(b"upgrade") or b"").lower():
         raise RequestError(
             "websocket_unavailable",
-            "WebSocket mode is not available on this endpoint; use POST with \"stream\": true.",
+            'WebSocket mode is not available on this endpoint; use POST with "stream": true.',
             fields=((b"upgrade", b"HTTP/1.1"),),
         )
     allowed = b", ".join(endpoint.methods)

@@ -132,7 +132,7 @@ class Relay:
         """What a plugin raised while it saw or edited this body."""
         self._exchange = exchange
         self._client = client
-        self._write = client.write
+        self._write: Callable[[bytes], None] = client.write
         self._edits = edits
         content_type = head.headers.get(b"content-type")
         self.is_sse = content_type is not None and content_type.startswith(b"text/event-stream")
@@ -444,9 +444,7 @@ class Relay:
 
     async def _edit_async(self, payload: bytes, *, is_end: bool) -> bytes:
         for call in self._edits.calls:
-            payload = await call.chunk_async(
-                self._exchange, Chunk(payload, is_event_stream=self.is_sse, is_end=is_end)
-            )
+            payload = await call.chunk_async(self._exchange, Chunk(payload, is_event_stream=self.is_sse, is_end=is_end))
         return payload
 
     # --- the end --------------------------------------------------------------------------------------------------

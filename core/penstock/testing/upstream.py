@@ -175,7 +175,8 @@ class _Connection(asyncio.Protocol):
 
     async def _run(self, step: Step, reader: _RequestReader) -> None:
         if isinstance(step, bytes):
-            self._transport.write(step)
+            if not self._transport.is_closing():  # uvloop raises where asyncio only warns
+                self._transport.write(step)
             await anyio.lowlevel.checkpoint()
         elif isinstance(step, Pause):
             step.reached.set()

@@ -1,0 +1,530 @@
+"""The story of an exchange under plugins that wait, fail, answer, edit and block, and under clients that vanish."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from fault_upstream import ANTHROPIC, DIALECTS, OPENAI, Dialect, events_of, payload_of, until, watched
+from penstock import (
+    BodyWindow,
+    Candidate,
+    Chunk,
+    Exchange,
+    OpenAIProvider,
+    PluginError,
+    Principal,
+    Provider,
+    RequestError,
+    Response,
+    UpstreamRequest,
+    Usage,
+    hookimpl,
+)
+from penstock import pipeline as pipeline_module
+from penstock.testing import (
+    LAST_CHUNK,
+    STREAM_HEAD,
+    FakeUpstream,
+    Harness,
+    Pause,
+    Stall,
+    chunk,
+    http_reply,
+    stream_reply,
+)
+from penstock.testing.upstream import Step
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "do not tell the client"
+BEFORE = ("authenticate", "pre_request", "select_provider")
+
+
+def whole_stream(dialect: Dialect) -> FakeUpstream:
+    return FakeUpstream([stream_reply(*dialect.events)], repeat=True)
+
+
+def plugin(hook: str, function: Any, **attributes: Any) -> Any:
+    """Return a plugin, named ``faulty``, that implements one hook."""
+    return "faulty", type("Faulty", (), {hook: hookimpl(function), **attributes})
+
+
+def fail(self: Any, exchange: Exchange) -> None:
+    raise KeyError(SECRET)
+
+
+async def fail_later(self: Any, exchange: Exchange) -> None:
+    await checkpoint()
+    raise KeyError(SECRET)
+
+
+def fail_awaitable(self: Any, exchange: Exchange) -> Awaitable[None]:
+    return fail_later(self, exchange)
+
+
+FAILURES = {"def": fail, "async": fail_later, "awaitable": fail_awaitable}
+
+
+# --- failing closed -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+@pytest.mark.parametrize("hook", BEFORE)
+@pytest.mark.parametrize("dialect", DIALECTS, ids=[each.name for each in DIALECTS])
+async def test_exception_before_the_commit_is_a_500_named_in_the_log_only(
+    dialect: Dialect, hook: str, kind: str
+) -> None:
+    async with watched(whole_stream(dialect), plugins=[plugin(hook, FAILURES[kind]), "virtual_keys"]) as run:
+        run.faults = 1
+        reply = await run.harness.request("POST", dialect.path, body=dialect.body)
+        assert (reply.status, reply.header("X-Penstock-Error")) == (500, "plugin_error")
+        assert b"faulty" not in reply.raw
+        assert hook.encode() not in reply.raw
+        assert SECRET.encode() not in reply.raw
+        (fault,) = run.harness.faults
+        assert isinstance(fault, PluginError)
+        assert (fault.plugin, fault.hook) == ("faulty", hook)
+        assert isinstance(fault.__cause__, KeyError)
+        assert run.upstreams[0].requests == []
+        assert run.harness.exchanges[0].status == 500
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+async def test_exception_in_settlement_is_logged_and_the_others_still_run(kind: str) -> None:
+    async with watched(whole_stream(OPENAI), plugins=[plugin("post_response", FAILURES[kind])]) as run:
+        run.idle = run.faults = 1
+        reply = await run.harness.request("POST", OPENAI.path, body=OPENAI.body)
+        assert (reply.status, reply.body) == (200, b"".join(OPENAI.events))
+        (fault,) = run.harness.faults
+        assert isinstance(fault, PluginError)
+        assert (fault.plugin, fault.hook) == ("faulty", "post_response")
+
+
+class Broken(OpenAIProvider):
+    """Fail in one of the provider's two methods."""
+
+    def build(self, exchange: Exchange, candidate: Candidate) -> UpstreamRequest:
+        if self.type == "broken_build":
+            raise KeyError(SECRET)
+        return super().build(exchange, candidate)
+
+    def read_usage(self, exchange: Exchange, window: BodyWindow) -> Usage | None:
+        raise KeyError(SECRET)
+
+
+class BrokenProviders:
+    """Bring a provider that cannot build and one that cannot read usage."""
+
+    @hookimpl
+    def register_providers(self) -> list[Provider]:
+        return [Broken(type="broken_build"), Broken(type="broken_usage")]
+
+
+def broken_binding(upstream: FakeUpstream, kind: str) -> dict[str, Any]:
+    return {"routing": {"bindings": [{"name": "b", "type": kind, "base_url": upstream.base_url}]}}
+
+
+async def test_provider_that_cannot_build_is_named_in_the_log_only() -> None:
+    upstream = whole_stream(OPENAI)
+    config = broken_binding(upstream, "broken_build")
+    async with watched(upstream, plugins=[BrokenProviders], config=config) as run:
+        run.faults = 1
+        reply = await run.harness.request("POST", OPENAI.path, body=OPENAI.body)
+        assert (reply.status, reply.header("X-Penstock-Error")) == (500, "plugin_error")
+        assert SECRET.encode() not in reply.raw
+        (fault,) = run.harness.faults
+        assert isinstance(fault, PluginError)
+        assert (fault.plugin, fault.hook) == ("broken_build", "build")
+
+
+@pytest.mark.parametrize("answer", ["stream", "json"])
+async def test_provider_that_cannot_read_usage_changes_no_answer(answer: str) -> None:
+    script = stream_reply(*OPENAI.events) if answer == "stream" else [http_reply(b"{}")]
+    upstream = FakeUpstream([script])
+    config = broken_binding(upstream, "broken_usage")
+    async with watched(upstream, plugins=[BrokenProviders], config=config) as run:
+        run.idle = run.faults = 1
+        reply = await run.harness.request("POST", OPENAI.path, body=OPENAI.body)
+        assert (reply.status, reply.is_complete) == (200, True)
+        assert reply.body == (b"".join(OPENAI.events) if answer == "stream" else b"{}")
+
+
+@pytest.mark.parametrize("hook", BEFORE)
+async def test_refusal_of_any_hook_reaches_the_client(hook: str) -> None:
+    def refuse(self: Any, exchange: Exchange) -> None:
+        raise RequestError("permission_denied", "Not today.", meta={"rule": 7})
+
+    async with watched(whole_stream(OPENAI), plugins=[plugin(hook, refuse), "virtual_keys"]) as run:
+        reply = await run.harness.request("POST", OPENAI.path, body=OPENAI.body)
+        assert (reply.status, reply.header("x-should-retry")) == (403, "false")
+        assert reply.json()["error"]["meta"] == {"rule": 7}
+        exchange = run.harness.exchanges[0]
+        assert (exchange.status, exchange.error is not None, exchange.attempts) == (403, True, [])
+
+
+async def test_plugins_answer_needs_no_upstream() -> None:
+    def answer(self: Any, exchange: Exchange) -> Response:
+        return Response(203, b"mine")
+
+    async with watched(whole_stream(OPENAI), plugins=[plugin("pre_request", answer)]) as run:
+        reply = await run.harness.request("POST", OPENAI.path, body=OPENAI.body)
+        assert (reply.status, reply.body) == (203, b"mine")
+        assert run.upstreams[0].requests == []
+        assert run.harness.exchanges[0].status == 203
+
+
+# --- settlement -----------------------------------------------------------------------------------------------------
+
+
+class SlowSettlement:
+    """Settle only once the test says so."""
+
+    def __init__(self) -> None:
+        self.reached = anyio.Event()
+        self.release = anyio.Event()
+        self.done = 0
+
+    @hookimpl
+    async def post_response(self, exchange: Exchange) -> None:
+        self.reached.set()
+        await self.release.wait()
+        self.done += 1
+
+
+@pytest.mark.parametrize("leaving", ["close", "reset", "half_close"])
+async def test_client_that_leaves_during_settlement_does_not_stop_it(leaving: str) -> None:
+    slow = SlowSettlement()
+    async with watched(whole_stream(OPENAI), plugins=[slow]) as run:
+        run.idle = 1
+        client = await run.harness.raw()
+        await client.send(run.harness.request_bytes("POST", OPENAI.path, body=OPENAI.body))
+        assert (await client.receive_reply()).body == b"".join(OPENAI.events)
+        await slow.reached.wait()
+        {"close": client.close, "reset": client.reset, "half_close": client.half_close}[leaving]()
+        server = run.harness.gateway.server
+        await until(lambda: not server.connections or next(iter(server.connections))._is_closing, "the client has gone")
+        assert server.in_flight == 1
+        slow.release.set()
+        await run.harness.wait_settled(1)
+        assert slow.done == 1
+        assert run.harness.exchanges[0].stream_end == "complete"
+
+
+async def test_next_request_waits_for_a_settlement_that_awaits() -> None:
+    slow = SlowSettlement()
+    async with watched(whole_stream(OPENAI), plugins=[slow]) as run:
+        run.idle, run.settled = 1, 2
+        client = await run.harness.raw()
+        request = run.harness.request_bytes("POST", OPENAI.path, body=OPENAI.body)
+        await client.send(request, request)
+        assert (await client.receive_reply()).status == 200
+        await slow.reached.wait()
+        assert len(run.upstreams[0].requests) == 1
+        slow.release.set()
+        assert (await client.receive_reply()).status == 200
+        assert slow.done == 2
+
+
+async def test_slow_settlement_is_bounded_and_keeps_no_other_from_settling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_module, "SETTLE_SECONDS", 0.05)
+    slow = SlowSettlement()
+    async with watched(whole_stream(OPENAI), plugins=[slow]) as run:
+        run.idle = run.faults = 1
+        client = await run.harness.raw()
+        await client.send(run.harness.request_bytes("POST", OPENAI.path, body=OPENAI.body))
+        assert (await client.receive_reply()).status == 200
+        await run.harness.wait_settled(1)
+        (fault,) = run.harness.faults
+        assert isinstance(fault, TimeoutError)
+        assert "slow_settlement" in str(fault)
+        assert slow.done == 0
+
+
+class Awaitables:
+    """Settle by a plain function that returns something to await."""
+
+    def __init__(self) -> None:
+        self.slow = SlowSettlement()
+
+    @hookimpl
+    def post_response(self, exchange: Exchange) -> Awaitable[None]:
+        return SlowSettlement.post_response(self.slow, exchange)
+
+
+async def test_settlement_that_turns_out_to_await_is_shielded_too() -> None:
+    plugin, stall = Awaitables(), Stall()
+    async with watched(FakeUpstream([[stall]]), plugins=[plugin]) as run:
+        client = await run.harness.raw()
+        await client.send(run.harness.request_bytes("POST", OPENAI.path, body=OPENAI.body))
+        await stall.reached.wait()
+        client.close()
+        await plugin.slow.reached.wait()
+        plugin.slow.release.set()
+        await run.harness.wait_settled(1)
+        assert plugin.slow.done == 1
+
+
+# --- chunk hooks ----------------------------------------------------------------------------------------------------
+
+
+class Chunks:
+    """Do to each chunk what a test says, without or with awaiting, and keep what was seen."""
+
+    sees_chunks = True
+
+    def __init__(self, act: Any) -> None:
+        self.act = act
+        self.seen: list[bytes] = []
+        self.ends = 0
+
+    @hookimpl
+    def on_stream_chunk(self, exchange: Exchange, chunk: Chunk) -> bytes | None:
+        return self.note(chunk)
+
+    def note(self, chunk: Chunk) -> bytes | None:
+        self.seen += [event.raw for event in chunk.events]
+        self.ends += chunk.is_end
+        result: bytes | None = self.act(chunk)
+        return result
+
+
+class AsyncChunks(Chunks):
+    """The same, awaiting."""
+
+    @hookimpl
+    async def on_stream_chunk(self, exchange: Exchange, chunk: Chunk) -> bytes | None:  # type: ignore[override]
+        await checkpoint()
+        return self.note(chunk)
+
+
+BOTH = pytest.mark.parametrize("kind", [Chunks, AsyncChunks], ids=["def", "async"])
+EACH = pytest.mark.parametrize("dialect", DIALECTS, ids=[each.name for each in DIALECTS])
+
+
+def cut_stream(dialect: Dialect) -> FakeUpstream:
+    """Cut the stream's chunks where no event ends."""
+    body = b"".join(dialect.events)
+    pieces = [body[at : at + 37] for at in range(0, len(body), 37)]
+    return FakeUpstream([[STREAM_HEAD, *map(chunk, pieces), LAST_CHUNK]], repeat=True)
+
+
+@BOTH
+@EACH
+async def test_chunk_hook_that_returns_none_sees_whole_events_and_keeps_every_byte(kind: Any, dialect: Dialect) -> None:
+    watcher = kind(lambda chunk: None)
+    async with watched(cut_stream(dialect), plugins=[watcher]) as run:
+        run.idle = 1
+        reply = await run.harness.request("POST", dialect.path, body=dialect.body)
+        assert (reply.body, reply.is_complete) == (b"".join(dialect.events), True)
+        assert (watcher.seen, watcher.ends) == (list(dialect.events), 1)
+        assert run.harness.exchanges[0].usage is not None
+
+
+@BOTH
+async def test_chunk_hook_edits_and_holds_back(kind: Any) -> None:
+    held: list[bytes] = []
+
+    def act(chunk: Chunk) -> bytes:
+        if chunk.is_end:
+            return b"".join(held) + chunk.data
+        held.append(chunk.data.replace(b" end", b" END"))
+        return b""
+
+    async with watched(cut_stream(OPENAI), plugins=[kind(act)]) as run:
+        run.idle = 1
+        reply = await run.harness.request("POST", OPENAI.path, body=OPENAI.body)
+        assert (reply.body, reply.is_complete) == (b"".join(OPENAI.events).replace(b" end", b" END"), True)
+
+
+@BOTH
+async def test_chunk_hook_edits_json_of_any_length(kind: Any) -> None:
+    upstream = FakeUpstream([[http_reply(b'{"a":1}')]])
+
+    def act(chunk: Chunk) -> bytes:
+        return chunk.data.replace(b"1", b"12345") + (b" " if chunk.is_end else b"")
+
+    async with watched(upstream, plugins=[kind(act)]) as run:
+        run.idle = 1
+        reply = await run.harness.request("POST", OPENAI.path, body=b'{"model":"m"}')
+        assert (reply.body, reply.header("content-length")) == (b'{"a":12345} ', None)
+
+
+@BOTH
+@EACH
+@pytest.mark.parametrize("position", [0, 1, -1])
+async def test_blocked_chunk_ends_the_stream_with_one_terminal_event(
+    kind: Any, dialect: Dialect, position: int
+) -> None:
+    """No byte of the event that was refused reaches the client, and the upstream is let go."""
+    refused = dialect.events[position]
+
+    def act(chunk: Chunk) -> None:
+        if refused in chunk.data:
+            raise RequestError("guardrail_blocked", "No.")
+
+    stall = Stall()
+    async with watched(FakeUpstream([[STREAM_HEAD, *map(chunk, dialect.events), stall]]), plugins=[kind(act)]) as run:
+        reply = await run.harness.request("POST", dialect.path, body=dialect.body)
+        assert not reply.is_complete
+        *passed, last = events_of(reply.body)
+        assert refused not in reply.body
+        assert b"".join(event + b"\n\n" for event in passed) == b"".join(dialect.events[:position])
+        assert dialect.is_terminal(payload_of(last), "stream_chunk_blocked", "guardrail_blocked")
+        exchange = run.harness.exchanges[0]
+        assert (exchange.stream_end, exchange.error and exchange.error.code) == ("blocked", "guardrail_blocked")
+        await stall.gone.wait()
+
+
+def fail_first(chunk: Chunk) -> None:
+    raise KeyError(SECRET)
+
+
+def fail_late(chunk: Chunk) -> None:
+    if b"DONE" in chunk.data:
+        raise KeyError(SECRET)
+
+
+def fail_at_the_end(chunk: Chunk) -> None:
+    if chunk.is_end:
+        raise KeyError(SECRET)
+
+
+def answer_text(chunk: Chunk) -> Any:
+    return "text"
+
+
+@BOTH
+@pytest.mark.parametrize("act", [fail_first, fail_late, fail_at_the_end, answer_text])
+async def test_chunk_hook_that_fails_ends_the_stream_and_is_logged(kind: Any, act: Any) -> None:
+    async with watched(whole_stream(OPENAI), plugins=[("faulty", kind(act))]) as run:
+        run.faults = 1
+        reply = await run.harness.request("POST", OPENAI.path, body=OPENAI.body)
+        run.idle = len(run.harness.gateway.transports.direct.idle)
+        assert not reply.is_complete
+        last = events_of(reply.body)[-1]
+        assert payload_of(last)["error"]["code"] == "plugin_error"
+        assert SECRET.encode() not in reply.raw
+        (fault,) = run.harness.faults
+        assert act is answer_text or (isinstance(fault, PluginError) and fault.plugin == "faulty")
+        assert run.harness.exchanges[0].stream_end == "blocked"
+
+
+@BOTH
+async def test_client_that_leaves_a_watched_stream_settles_once(kind: Any) -> None:
+    stall = Stall()
+    script: list[Step] = [STREAM_HEAD, chunk(OPENAI.events[0]), stall]
+    async with watched(FakeUpstream([script]), plugins=[kind(lambda chunk: None)]) as run:
+        async with run.harness.stream("POST", OPENAI.path, body=OPENAI.body) as stream:
+            assert await anext(aiter(stream)) == OPENAI.events[0]
+        await stall.gone.wait()
+        await run.harness.wait_settled(1)
+        assert run.harness.exchanges[0].stream_end == "client_gone"
+
+
+@BOTH
+@EACH
+async def test_watched_stream_that_breaks_ends_in_a_terminal_event(kind: Any, dialect: Dialect) -> None:
+    pause = Pause()
+    script: list[Step] = [STREAM_HEAD, chunk(dialect.events[0]), pause, chunk(b"data: {"), Stall()]
+    timeouts = {"idle": 0.1, "first_byte": 5.0}
+    async with watched(FakeUpstream([script]), plugins=[kind(lambda chunk: None)], timeouts=timeouts) as run:
+        async with run.harness.stream("POST", dialect.path, body=dialect.body) as stream:
+            assert await anext(aiter(stream)) == dialect.events[0]
+            pause.release()
+            reply = await stream.read()
+        assert not reply.is_complete
+        last = events_of(reply.body)[-1]
+        assert dialect.is_terminal(payload_of(last), "upstream_mid_stream_failure", "provider_error")
+
+
+@BOTH
+async def test_compressed_answer_is_not_asked_for_where_chunks_are_watched(kind: Any) -> None:
+    async with watched(whole_stream(OPENAI), plugins=[kind(lambda chunk: None)]) as run:
+        run.idle = 1
+        headers = {"Accept-Encoding": "gzip, br"}
+        await run.harness.request("POST", OPENAI.path, headers, OPENAI.body)
+        assert run.upstreams[0].requests[0].headers.get(b"accept-encoding") == b"identity"
+
+
+# --- cancellation at every await ------------------------------------------------------------------------------------
+
+
+class Steps:
+    """Await in every hook, and count exchanges that began and that settled."""
+
+    sees_chunks = True
+
+    def __init__(self) -> None:
+        self.begun = self.settled = 0
+
+    @hookimpl
+    async def authenticate(self, exchange: Exchange) -> Principal:
+        self.begun += 1
+        await checkpoint()
+        return Principal("vk_test", "test", "test")
+
+    @hookimpl
+    async def pre_request(self, exchange: Exchange) -> None:
+        await checkpoint()
+
+    @hookimpl
+    async def select_provider(self, exchange: Exchange) -> None:
+        await checkpoint()
+
+    @hookimpl
+    async def on_stream_chunk(self, exchange: Exchange, chunk: Chunk) -> None:
+        await checkpoint()
+
+    @hookimpl
+    async def post_response(self, exchange: Exchange) -> None:
+        await checkpoint()
+        self.settled += 1
+
+
+@pytest.mark.parametrize("leaving", ["close", "reset"])
+@pytest.mark.parametrize("drain", [False, True], ids=["cancel", "drain"])
+async def test_client_that_vanishes_at_any_step_settles_once(leaving: str, drain: bool) -> None:
+    """The client goes after n turns of the loop, for every n until the exchange ends before it goes."""
+    turns, ends = 0, set()
+    while "complete" not in ends or turns < 20:
+        ends.add(await vanish(turns, leaving, drain=drain))
+        turns += 1
+        assert turns < 300
+    assert {"client_gone", "complete"} <= ends
+
+
+async def vanish(turns: int, leaving: str, *, drain: bool) -> str | None:
+    """Carry an exchange with a fallback, whose client goes after so many turns; returns how its stream ended."""
+    gateway = {"drain_after_disconnect": {"seconds": 0.05, "bytes": 100_000}} if drain else {}
+    steps = Steps()
+    upstream = FakeUpstream([[http_reply(b"down", 503)], stream_reply(*OPENAI.events)])
+    async with Harness([steps, "virtual_keys"], upstream=[upstream, upstream], gateway=gateway) as harness:
+        client = await harness.raw()
+        await client.send(harness.request_bytes("POST", OPENAI.path, body=OPENAI.body))
+        for _ in range(turns):
+            await checkpoint()
+        {"close": client.close, "reset": client.reset}[leaving]()
+        server, direct = harness.gateway.server, harness.gateway.transports.direct
+        await until(lambda: not server.connections and not server.in_flight, "the exchange has ended")
+        await until(lambda: len(direct.opened) == len(direct.idle), "no half-read connection is left")
+        assert steps.begun == steps.settled == harness.settled <= 1
+        assert not harness.faults
+        return harness.exchanges[0].stream_end if harness.exchanges else None
+
+
+async def test_shutdown_settles_what_is_under_way() -> None:
+    stall = Stall()
+    steps = Steps()
+    upstream = FakeUpstream([[STREAM_HEAD, chunk(ANTHROPIC.events[0]), stall]])
+    limits = {"limits": {"drain_timeout": 0.05}}
+    async with Harness([steps, "virtual_keys"], upstream=upstream, gateway=limits, socket=True) as harness:
+        client = await harness.raw()
+        await client.send(harness.request_bytes("POST", ANTHROPIC.path, body=ANTHROPIC.body))
+        await stall.reached.wait()
+    assert steps.begun == steps.settled == harness.settled == 1
+    assert harness.exchanges[0].usage is not None
