@@ -164,9 +164,7 @@ def _read_gateway(table: Mapping[str, Any], origins: Mapping[str, str], source: 
     gateway: GatewayConfig = structure(table, GatewayConfig, where=f"{source}: [gateway]")
     faults = []
     if not NAMESPACE.fullmatch(gateway.namespace):
-        faults.append(
-            f"{place('namespace')} use lower-case letters, digits and _, a letter first, at most 32"
-        )
+        faults.append(f"{place('namespace')} use lower-case letters, digits and _, a letter first, at most 32")
     if not 1 <= gateway.workers <= MAX_WORKERS:
         faults.append(f"{place('workers')} must be from 1 to {MAX_WORKERS}")
     try:
@@ -211,6 +209,4 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Any
             try:
                 yield key, kind(value)
             except ValueError:
-                raise ConfigurationError(
-                    f"environment: PENSTOCK_{key.upper()}: {value!r} is not a number"
-                ) from None
+                raise ConfigurationError(f"environment: PENSTOCK_{key.upper()}: {value!r} is not a number") from None

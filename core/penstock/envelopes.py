@@ -51,9 +51,7 @@ def error_response(error: RequestError, family: str, request_id: bytes, namespac
 
 def _envelope(error: RequestError, family: str, request_id: bytes) -> dict[str, Any]:
     if family == "anthropic":
-        kind = _ANTHROPIC_TYPES.get(
-            error.status, "invalid_request_error" if error.status < 500 else "api_error"
-        )
+        kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
         detail: dict[str, Any] = {
             "type": kind,
             "message": error.message,
@@ -68,9 +66,7 @@ def _envelope(error: RequestError, family: str, request_id: bytes) -> dict[str, 
             "reason": error.code,
             "metadata": {"meta": _encode(error.meta).decode()},
         }
-        return {
-            "error": {"code": error.status, "message": error.message, "status": status, "details": [reason]}
-        }
+        return {"error": {"code": error.status, "message": error.message, "status": status, "details": [reason]}}
     return {
         "error": {
             "message": error.message,

@@ -79,9 +79,7 @@ def print_rows(rows: Sequence[Row], form: str) -> None:
     if form == "json":
         _print_json(rows)
         return
-    columns = [
-        column for column in (rows or [{}])[0] if any(row[column] not in (None, [], {}) for row in rows)
-    ]
+    columns = [column for column in (rows or [{}])[0] if any(row[column] not in (None, [], {}) for row in rows)]
     _print_table([columns, *([_cell(row[column]) for column in columns] for row in rows)], has_header=True)
 
 

@@ -51,8 +51,8 @@ def hooks_page() -> str:
     return text + (
         "\n## Declared needs\n\n"
         f"Class attributes, each `False` unless set: {needs}. With `sees_chunks = True` the chunk hook runs on every\n"
-        "exchange; without it only where `exchange.watch_chunks(name)` was called. `penstock plugins show` prints them\n"
-        "and says whether the untouched path still holds.\n"
+        "exchange; without it only where `exchange.watch_chunks(name)` was called. `penstock plugins show` prints\n"
+        "them and says whether the untouched path still holds.\n"
     )
 
 

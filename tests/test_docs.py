@@ -1,0 +1,280 @@
+"""The documentation: complete, current, and true where it can be run."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import attrs
+import click
+import pytest
+
+import penstock
+from penstock import hookspecs, plugins
+from penstock.cli import cli
+from penstock.config import GatewayConfig, read_document
+from penstock.endpoints import ALL
+from penstock.errors import STATUS_OF_CODE
+from penstock.hooks import ONCE, PER_EXCHANGE
+from penstock.structuring import structure
+from penstock.testing import check_plugin
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("contrib/*/*.md")])
+_FENCE = re.compile(r"^```(\S*)[ ]?(.*?)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def text_of(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def blocks(language: str, about: str | None = None) -> list[Any]:
+    """Return the fenced blocks of a language as test parameters (page, what follows the language, text)."""
+    return [
+        pytest.param(page, found[2], found[3], id=f"{page.relative_to(ROOT)}-{number}")
+        for page in PAGES
+        for number, found in enumerate(_FENCE.finditer(page.read_text(encoding="utf-8")))
+        if found[1] == language and (about is None or found[2] == about)
+    ]
+
+
+@pytest.fixture(scope="module")
+def reference() -> Iterator[ModuleType]:
+    """Import docs/generate.py as running it does."""
+    sys.path.insert(0, str(DOCS))
+    yield importlib.import_module("generate")
+    sys.path.remove(str(DOCS))
+
+
+# --- complete -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hook", [*ONCE, *PER_EXCHANGE])
+def test_hook_is_documented(hook: str) -> None:
+    assert f"### `{hook}`" in text_of("plugins/hooks.md")
+
+
+def test_every_hook_of_the_specification_is_known_to_core() -> None:
+    specified = {name for name, member in vars(hookspecs).items() if hasattr(member, "penstock_spec")}
+    assert specified == {*ONCE, *PER_EXCHANGE}
+
+
+def test_every_setting_is_documented_with_its_meaning() -> None:
+    page = text_of("configuration.md")
+    for field in attrs.fields(GatewayConfig):
+        assert f"| `{field.name}` |" in page
+    without = [line for line in page.splitlines() if line.startswith("| `") and line.endswith("|  |")]
+    assert without == []
+
+
+@pytest.mark.parametrize("name", sorted(plugins.installed()))
+def test_bundled_plugin_and_its_settings_are_documented(name: str) -> None:
+    point = plugins.installed()[name]
+    if not point.value.startswith("penstock_plugins."):
+        assert any(name in page.read_text(encoding="utf-8") for page in ROOT.glob("contrib/*/README.md"))
+        return
+    _, found, section = text_of("configuration.md").partition(f"\n## `{name}`\n")
+    assert found
+    config = getattr(point.load(), "Config", None)
+    for field in attrs.fields(config) if config is not None else ():
+        assert f"| `{field.name}` |" in section.partition("\n## ")[0]
+
+
+def sources() -> Iterator[str]:
+    for folder in ("core/penstock", "plugins/penstock_plugins"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if "testing" not in path.parts and "mock" not in path.parts:
+                yield path.read_text(encoding="utf-8")
+
+
+def test_every_response_header_is_documented() -> None:
+    page = text_of("headers.md").lower()
+    names: set[str] = set()
+    for source in sources():
+        names |= {f"x-penstock-{name}" for name in re.findall(r'stem \+ b"([A-Za-z-]+):', source)}
+        names |= {f"x-penstock-{name}" for name in re.findall(r"X-(?:%b|Penstock|\{\w+\})-([A-Za-z-]+)", source)}
+        names |= set(re.findall(r'\(b"(x-should-retry|retry-after|request-id|allow)",', source))
+    assert len(names) > 10
+    assert sorted(name for name in names if f"`{name.lower()}`" not in page) == []
+
+
+@pytest.mark.parametrize("code", sorted(STATUS_OF_CODE))
+def test_error_code_is_documented_with_its_status(code: str) -> None:
+    assert f"| `{code}` | {STATUS_OF_CODE[code]} |" in text_of("errors.md")
+
+
+def test_every_code_that_is_raised_is_in_the_table() -> None:
+    raised = {code for source in sources() for code in re.findall(r'RequestError\(\s*"(\w+)"', source)}
+    assert raised
+    assert raised <= set(STATUS_OF_CODE)
+
+
+@pytest.mark.parametrize("endpoint", ALL, ids=lambda endpoint: endpoint.path)
+def test_endpoint_is_documented(endpoint: penstock.Endpoint) -> None:
+    methods = ", ".join(method.decode() for method in endpoint.methods)
+    assert f"| {methods} | `{endpoint.path}` | `{endpoint.dialect}` |" in text_of("endpoints.md")
+
+
+def commands(group: click.Group, path: str) -> Iterator[str]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}"
+
+
+def test_every_command_is_documented() -> None:
+    assert entry_points(group="penstock.commands")
+    page = text_of("cli.md")
+    assert [name for name in commands(cli, "penstock") if f"\n## {name}\n" not in page] == []
+
+
+def test_every_public_name_is_documented() -> None:
+    page = text_of("plugins/api.md")
+    assert [name for name in penstock.__all__ if f"| `{name}` | " not in page] == []
+    assert [name for name in penstock.testing.__all__ if f"| `{name}` | " not in page] == []
+    without = [
+        line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 3 and line.endswith("|  |")
+    ]
+    assert without == []
+
+
+def test_every_source_file_of_core_is_on_the_tour() -> None:
+    page = text_of("tour.md")
+    files = [path for path in (ROOT / "core/penstock").iterdir() if path.suffix == ".py"]
+    named = {path.name for path in files if path.name in page}
+    off_the_way = {"__init__.py", "ids.py", "log.py", "asgi.py", "fetch.py", "services.py", "reports.py", "errors.py"}
+    assert {path.name for path in files} - named <= off_the_way
+
+
+# --- current ------------------------------------------------------------------------------------------------
+
+
+def test_generated_pages_are_current(reference: ModuleType) -> None:
+    assert sorted(reference.stale_pages()) == []
+
+
+def test_generated_pages_say_how_to_make_them(reference: ModuleType) -> None:
+    for name in reference.PAGES:
+        assert "`python docs/generate.py`" in text_of(name).partition("\n")[0]
+
+
+def test_generator_checks_from_the_command_line() -> None:
+    finished = subprocess.run(
+        [sys.executable, str(DOCS / "generate.py"), "--check"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for link in _LINK.findall(_FENCE.sub("", page.read_text(encoding="utf-8"))):
+        place, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", place):
+            continue
+        goal = (page.parent / place).resolve() if place else page
+        if not goal.exists() or (anchor and anchor not in anchors_of(goal)):
+            broken.append(link)
+    assert broken == []
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors of a page's headings as forges make them."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_can_be_reached_from_the_index() -> None:
+    seen: set[Path] = set()
+    waiting = [DOCS / "index.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in seen or not page.exists():
+            continue
+        seen.add(page)
+        links = _LINK.findall(page.read_text(encoding="utf-8"))
+        waiting += [
+            (page.parent / link.partition("#")[0]).resolve() for link in links if ".md" in link and ":" not in link
+        ]
+    assert set(DOCS.rglob("*.md")) - seen == set()
+
+
+# --- true ---------------------------------------------------------------------------------------------------
+
+_SAMPLE = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize(("page", "about", "block"), blocks("toml"))
+def test_toml_is_a_configuration(
+    page: Path, about: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read the block, and build the tables of its plugins; a block may leave out what other pages show."""
+    import tomllib  # noqa: PLC0415
+
+    document = tomllib.loads(block)
+    named = document.get("gateway", {}).get("plugins")
+    if named is None and "plugins" in document:
+        document.setdefault("gateway", {})["plugins"] = list(document["plugins"])
+    configuration = read_document(document, source=str(page), folder=tmp_path, environment={})
+    for variable in re.findall(r'env = "(\w+)"', block):
+        monkeypatch.setenv(variable, _SAMPLE)
+    for name in re.findall(r'file = "(\w+)"', block):
+        (tmp_path / name).write_text(_SAMPLE)
+    for name in configuration.plugins:
+        config = getattr(plugins.installed()[name].load(), "Config", None) if name in plugins.installed() else None
+        if config is not None:
+            read = structure(configuration.plugin_table(name), config, where=name, folder=tmp_path)
+            assert isinstance(read, config)
+
+
+@pytest.mark.parametrize(("page", "about", "block"), blocks("python"))
+def test_python_compiles(page: Path, about: str, block: str) -> None:
+    assert compile(block, str(page), "exec")
+
+
+def test_python_marked_as_runnable_runs() -> None:
+    for parameter in blocks("python", "run"):
+        page, _, block = parameter.values
+        exec(compile(block, str(page), "exec"), {"__name__": "example"})
+
+
+WRITTEN = [parameter for parameter in blocks("python") if str(parameter.values[1]).endswith(".py")]
+
+
+@pytest.mark.parametrize(("page", "about", "block"), WRITTEN)
+def test_plugin_of_the_guide_keeps_the_contract(page: Path, about: str, block: str, tmp_path: Path) -> None:
+    (tmp_path / about).write_text(block)
+    _, kind, _ = plugins.find(f"./{about}", tmp_path)
+    check_plugin(kind)
+
+
+def test_the_guide_shows_each_kind_of_plugin() -> None:
+    assert [parameter.values[1] for parameter in WRITTEN] == ["guard.py", "stamp.py", "redact.py", "acme.py"]
+
+
+def test_readme_has_the_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/penstock demo"
+    second = (
+        "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt '.[dev]' ./contrib/penstock-echo"
+        " && .venv/bin/pytest"
+    )
+    assert f"```sh\n{first}\n```" in readme
+    assert f"```sh\n{second}\n```" in readme
+
+
+def test_constraints_are_pins_and_nothing_else() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not re.fullmatch(r"#.*|[\w.-]+==[\w.]+", line)] == []
