@@ -7,7 +7,6 @@ from penstock.forwarding import (
     Address,
     address_of,
     bearer,
-    editable,
     forward,
     header_fields,
     put_model,
@@ -17,6 +16,7 @@ from penstock.headers import Headers
 from penstock.heads import RequestHead, ResponseHead, read_response_head
 from penstock.hookspecs import hookimpl
 from penstock.http_providers import AnthropicProvider, HTTPProvider, OpenAIProvider
+from penstock.inspection import editable_body
 from penstock.keys import KeyHasher, display_prefix, hash_key, is_well_formed, new_key
 from penstock.metering import BodyWindow
 from penstock.models import (
@@ -106,7 +106,7 @@ __all__ = [
     "address_of",
     "bearer",
     "display_prefix",
-    "editable",
+    "editable_body",
     "forward",
     "hash_key",
     "header_fields",

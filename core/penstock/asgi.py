@@ -45,7 +45,7 @@ class Peer(Protocol):
     async def drained(self) -> None: ...
 
 
-def http_scope(
+def http_scope(  # noqa: PLR0917
     mount: Mount, head: RequestHead, path: bytes, query: bytes, client: tuple[str, int] | None, scheme: str
 ) -> dict[str, Any]:
     """Return the ASGI HTTP connection scope of a request."""

@@ -13,7 +13,7 @@ from penstock.envelopes import header_stem
 from penstock.errors import ConfigurationError, RequestError
 from penstock.headers import Headers, forward_request_fields
 from penstock.heads import RequestHead
-from penstock.inspection import inspectable_body
+from penstock.inspection import editable_body
 from penstock.models import Candidate, Exchange, ProviderBinding, Request
 from penstock.peek import replace_form_field
 from penstock.providers import Origin, ResponseFilter, UpstreamRequest
@@ -90,7 +90,7 @@ def forward(
         body = request.body
     if candidate.model is not None and request.endpoint.has_model and candidate.model != exchange.peek.model:
         if body is request.body:
-            body = editable(request)
+            body = editable_body(request)
         body = put_model(request, body, candidate.model)
     if body is not request.body and b"content-encoding" in head.headers:
         head = without_fields(head, b"content-encoding")
@@ -115,12 +115,6 @@ def forward(
         candidate.binding.timeouts,
         response_filter,
     )
-
-
-def editable(request: Request) -> bytes:
-    """Return the body of a request about to be edited, its content coding undone."""
-    coding = request.headers.get(b"content-encoding")
-    return request.body if coding is None else inspectable_body(request, coding)
 
 
 def put_model(request: Request, body: bytes, model: str) -> bytes:

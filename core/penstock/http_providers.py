@@ -11,7 +11,8 @@ from penstock.dialects import anthropic as anthropic_dialect
 from penstock.dialects import openai as openai_dialect
 from penstock.endpoints import Endpoint
 from penstock.errors import ConfigurationError
-from penstock.forwarding import Address, address_of, bearer, editable, forward
+from penstock.forwarding import Address, address_of, bearer, forward
+from penstock.inspection import editable_body
 from penstock.metering import BodyWindow
 from penstock.models import Candidate, Exchange, ProviderBinding, Usage
 from penstock.providers import UpstreamRequest
@@ -68,7 +69,7 @@ class OpenAIProvider(HTTPProvider):
             return forward(exchange, candidate, address, path=path)
         if exchange.peek.include_usage is not None:
             return forward(exchange, candidate, address, path=path)
-        body = openai_dialect.ask_for_usage(editable(request), exchange.peek)
+        body = openai_dialect.ask_for_usage(editable_body(request), exchange.peek)
         if body is None:
             return forward(exchange, candidate, address, path=path)
         response_filter = None if self._forwards_frame(exchange, candidate) else openai_dialect.UsageFrameFilter()

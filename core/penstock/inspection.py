@@ -29,3 +29,9 @@ def inspectable_body(request: Request, coding: bytes) -> bytes:
         ) from None
     except CodingError:
         raise RequestError("bad_request", "the request body is not valid in its Content-Encoding") from None
+
+
+def editable_body(request: Request) -> bytes:
+    """Return the body of a request about to be read or edited as text: its content coding, if any, undone."""
+    coding = request.headers.get(b"content-encoding")
+    return request.body if coding is None else inspectable_body(request, coding)

@@ -17,17 +17,22 @@ from typing import Any, Protocol
 import anyio
 import attrs
 
+from penstock.dialects.estimate import estimate_usage
 from penstock.endpoints import ALL
 from penstock.envelopes import error_response
 from penstock.errors import PluginError, RequestError, UpstreamError
 from penstock.hooks import Call, Hooks
 from penstock.ids import new_span_id
-from penstock.models import Attempt, Candidate, Exchange, Principal, Response
+from penstock.inspection import editable_body
+from penstock.metering import BodyWindow
+from penstock.models import Attempt, Candidate, Exchange, Principal, Response, Usage
 from penstock.providers import Transport, UpstreamRequest
 from penstock.relay import Client, Relay
 from penstock.telemetry import Telemetry
 
 SETTLE_SECONDS = 5.0
+_ESTIMATED = frozenset({"chat", "responses", "messages", "completions", "embeddings"})
+"""Operations whose tokens are guessed from text where the provider does not count them."""
 _RETRYABLE_STATUS = frozenset({404, 429, 529})
 
 
@@ -267,9 +272,20 @@ class Pipeline:
         if candidate is None or window is None or exchange.usage is not None:
             return
         try:
-            exchange.usage = candidate.provider.read_usage(exchange, window)
+            exchange.usage = candidate.provider.read_usage(exchange, window) or _estimated(exchange, window)
         except Exception as error:  # noqa: BLE001 - metering never breaks an exchange that was answered
             self.telemetry.report_fault(exchange, error)
+
+
+def _estimated(exchange: Exchange, window: BodyWindow) -> Usage | None:
+    """Guess the usage of an answer that reported none; never silently nothing."""
+    request = exchange.request
+    attempt = exchange.attempts[-1] if exchange.attempts else None
+    if attempt is None or attempt.status != 200 or attempt.reason is not None:
+        return None
+    if request.endpoint.operation not in _ESTIMATED:
+        return None
+    return estimate_usage(editable_body(request), window, is_stream=exchange.is_stream)
 
 
 def is_retryable(status: int) -> bool:

@@ -199,7 +199,7 @@ def _refuse_strangers(name: str, kind: type[Any], source: str) -> None:
         raise ConfigurationError(*faults)
 
 
-def _faults_of_hook(kind: type[Any], name: str, member: Any) -> Iterator[str]:  # noqa: ANN401
+def _faults_of_hook(kind: type[Any], name: str, member: Any) -> Iterator[str]:
     known = (*ONCE, *PER_EXCHANGE)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)

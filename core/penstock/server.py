@@ -130,12 +130,12 @@ class Server:
                 connection.close()
         # Not only exchanges: a request on its way in is still served, and what was answered is still read.
         with anyio.move_on_after(self.limits.drain_timeout):
-            while self.in_flight or self.connections:
+            while self.in_flight or self.connections:  # noqa: ASYNC110 - an event would cost every exchange
                 await anyio.sleep(0.02)
         for connection in list(self.connections):
             connection.abort()
         with anyio.move_on_after(5.0):
-            while self.in_flight:
+            while self.in_flight:  # noqa: ASYNC110 - as above
                 await anyio.sleep(0.01)
 
     # --- from connections -----------------------------------------------------------------------------------------

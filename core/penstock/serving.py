@@ -42,7 +42,7 @@ def _serve_one(configuration: Configuration, read: Read, announce: Announce | No
     return 0
 
 
-async def _run(gateway: Gateway, read: Read, announce: Announce | None, reuse_port: bool) -> None:  # noqa: FBT001
+async def _run(gateway: Gateway, read: Read, announce: Announce | None, reuse_port: bool) -> None:
     log = gateway.telemetry.log
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with gateway.running():

@@ -2,11 +2,12 @@
 
 cattrs does the walking; what is accepted, and how a fault reads, is decided here.
 """
-# ruff: noqa: ANN401 - what a table may hold is anything, until it has been through here
+
 
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ def structure(table: Mapping[str, Any], kind: type[Any], *, where: str, folder: 
         raise ConfigurationError(*(f"{where} {fault}" for fault in _faults(error, ""))) from None
 
 
+@functools.lru_cache(maxsize=4)  # making one takes as long as reading a whole file with it
 def _converter(folder: Path) -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
     for kind, word in ((str, "a string"), (int, "a whole number"), (bool, "true or false")):

@@ -61,7 +61,7 @@ def portal_to(harness: Harness) -> Iterator[BlockingPortal]:
 
 
 def check_byte_exact(
-    *plugins: Any,  # noqa: ANN401 - names, classes, objects
+    *plugins: Any,
     config: Mapping[str, Mapping[str, Any]] | None = None,
     gateway: Mapping[str, Any] | None = None,
     max_examples: int | None = None,

@@ -37,7 +37,7 @@ class Reply:
     is_complete: bool = True
     """False where the connection ended before the body did."""
 
-    def json(self) -> Any:  # noqa: ANN401 - whatever JSON holds
+    def json(self) -> Any:
         return json.loads(self.body)
 
     def header(self, name: str) -> str | None:

@@ -95,7 +95,7 @@ class _Dialer(DirectTransport):
         super().__init__(limits)
         self._by_host = {upstream.host: upstream for upstream in upstreams}
 
-    async def _open(self, origin: Origin, timeout: float) -> DirectConnection:  # noqa: ASYNC109
+    async def _open(self, origin: Origin, timeout: float) -> DirectConnection:
         upstream = self._by_host.get(origin.host)
         if upstream is None:
             return await super()._open(origin, timeout)
@@ -297,7 +297,7 @@ def _listed(upstream: FakeUpstream | Sequence[FakeUpstream] | None) -> tuple[Fak
     return (upstream,) if isinstance(upstream, FakeUpstream) else tuple(upstream)
 
 
-def _named(plugin: Any) -> tuple[str, Any]:  # noqa: ANN401 - any class may be a plugin
+def _named(plugin: Any) -> tuple[str, Any]:
     """Return a plugin's name and what it is, None where the name is all there is."""
     if isinstance(plugin, str):
         return plugin, None

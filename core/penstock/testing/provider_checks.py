@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from penstock.endpoints import ALL
 from penstock.errors import RequestError
-from penstock.forwarding import editable, put_model
+from penstock.forwarding import put_model
+from penstock.inspection import editable_body
 from penstock.metering import HEAD_BYTES, BodyWindow
 from penstock.models import Candidate, Exchange, ProviderBinding, Secret, Usage
 from penstock.providers import Provider, UpstreamRequest
@@ -51,7 +52,7 @@ def check_provider(
     _check_read_usage(provider, account)
 
 
-def _check_shape(provider: Any) -> None:  # noqa: ANN401 - it is in question what it is
+def _check_shape(provider: Any) -> None:
     where = type(provider).__name__
     assert isinstance(getattr(provider, "type", None), str), f"{where}.type must be a string"
     assert provider.type, f"{where}.type must not be empty"
@@ -132,7 +133,7 @@ def _check_fields(built: UpstreamRequest, where: str) -> None:
 def _check_body(built: UpstreamRequest, exchange: Exchange, model: str | None, where: str) -> None:
     expected = exchange.request.body
     if model is not None:
-        expected = put_model(exchange.request, editable(exchange.request), model)
+        expected = put_model(exchange.request, editable_body(exchange.request), model)
     changed = "although no model changes" if model is None else "beyond the model"
     assert built.body == expected, (
         f"{where} changes the body {changed}; name its dialect in translates if it must"
