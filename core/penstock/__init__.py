@@ -2,6 +2,7 @@
 
 from penstock.asgi import Mount
 from penstock.endpoints import Endpoint
+from penstock.envelopes import header_stem
 from penstock.errors import ConfigurationError, PenstockError, PluginError, RequestError, UpstreamError
 from penstock.forwarding import (
     Address,
@@ -110,6 +111,7 @@ __all__ = [
     "forward",
     "hash_key",
     "header_fields",
+    "header_stem",
     "hookimpl",
     "is_well_formed",
     "new_key",

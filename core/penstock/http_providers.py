@@ -11,7 +11,7 @@ from penstock.dialects import anthropic as anthropic_dialect
 from penstock.dialects import openai as openai_dialect
 from penstock.endpoints import Endpoint
 from penstock.errors import ConfigurationError
-from penstock.forwarding import Address, address_of, bearer, forward
+from penstock.forwarding import Address, address_of, bearer, forward, with_headers
 from penstock.inspection import editable_body
 from penstock.metering import BodyWindow
 from penstock.models import Candidate, Exchange, ProviderBinding, Usage
@@ -21,6 +21,9 @@ OPENAI_DIALECTS = frozenset(
     f"openai.{name}"
     for name in ("chat", "responses", "completions", "embeddings", "moderations", "images", "audio", "models")
 )
+
+
+_ANTHROPIC_VERSION = b"2023-06-01"
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -95,7 +98,10 @@ class AnthropicProvider(HTTPProvider):
     def build(self, exchange: Exchange, candidate: Candidate) -> UpstreamRequest:
         """Forward the body as it is."""
         address = self.address(candidate.binding)
-        path = exchange.request.path
+        request = exchange.request
+        path = request.path
+        if request.endpoint.dialect == "openai.models" and b"anthropic-version" not in request.headers:
+            exchange = _with_version(exchange)
         if address.base_path.endswith(b"/v1"):
             path = path.removeprefix(b"/v1")
         return forward(exchange, candidate, address, path=path)
@@ -105,3 +111,10 @@ class AnthropicProvider(HTTPProvider):
         if endpoint.operation != "messages":
             return None
         return anthropic_dialect.read_usage(window, is_stream=exchange.is_stream)
+
+
+def _with_version(exchange: Exchange) -> Exchange:
+    """Ask in Anthropic's way for a listing that was asked for in another."""
+    request = exchange.request
+    headers = request.headers.with_fields([(b"anthropic-version", _ANTHROPIC_VERSION)])
+    return attrs.evolve(exchange, request=attrs.evolve(request, head=with_headers(request.head, headers)))

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import anyio
+import attrs
 import msgspec
 
 from penstock import (
@@ -19,6 +20,7 @@ from penstock import (
     RequestHead,
     Response,
     UpstreamError,
+    header_stem,
     with_headers,
 )
 from penstock_plugins.routing.resolve import Reachable, callable_models, is_allowed
@@ -30,12 +32,12 @@ _CREATED = 1_735_689_600
 _CREATED_AT = "2025-01-01T00:00:00Z"
 
 
-class _Listed(msgspec.Struct):
-    id: str
+Entry = dict[str, Any]
+"""One model as some provider lists it."""
 
 
 class _Listing(msgspec.Struct):
-    data: list[_Listed]
+    data: list[Entry]
 
 
 _read_listing = msgspec.json.Decoder(_Listing).decode
@@ -44,16 +46,19 @@ _read_listing = msgspec.json.Decoder(_Listing).decode
 class ModelLists:
     """Answer model listings; what providers list is kept for a minute."""
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Fetch, namespace: str) -> None:
         self._fetch = fetch
-        self._cached: dict[str, tuple[float, list[str]]] = {}
+        self._incomplete = b"X-%b-Models-Incomplete" % header_stem(namespace)
+        self._cached: dict[str, tuple[float, list[Entry]]] = {}
 
     async def answer(self, exchange: Exchange, principal: Principal, reachable: Sequence[Reachable]) -> Response:
         """Return the listing, or the one model named by the path, in the shape of the caller's dialect."""
-        models = dict(callable_models(principal, reachable))
+        models: dict[str, tuple[str, Entry]] = {
+            model: (kind, {}) for model, kind in callable_models(principal, reachable)
+        }
         failed = []
         undeclared = [found for found in reachable if not found.declares_any]
-        results: dict[str, list[str] | None] = {}
+        results: dict[str, list[Entry] | None] = {}
         async with anyio.create_task_group() as tasks:
             for found in undeclared:
                 tasks.start_soon(self._list_into, results, exchange, found)
@@ -62,23 +67,25 @@ class ModelLists:
             if listed is None:
                 failed.append(found.binding.name)
                 continue
-            for model in listed:
+            for entry in listed:
+                model = entry["id"]
                 if is_allowed(principal, found.candidate(model, "declared"), model):
-                    models.setdefault(model, found.binding.type)
+                    models.setdefault(model, (found.binding.type, entry))
         fields = [(b"content-type", b"application/json")]
         if failed:
-            fields.append((b"X-Penstock-Models-Incomplete", ", ".join(failed).encode()))
+            fields.append((self._incomplete, ", ".join(failed).encode()))
         return Response(200, self._body(exchange.request, models), tuple(fields))
 
-    def _body(self, request: Request, models: dict[str, str]) -> bytes:
+    @staticmethod
+    def _body(request: Request, models: dict[str, tuple[str, Entry]]) -> bytes:
         is_anthropic = b"anthropic-version" in request.headers
         entry = _anthropic_entry if is_anthropic else _openai_entry
         if request.endpoint.operation == "model":
             wanted = unquote(request.path.removeprefix(b"/v1/models/").decode("latin-1"))
             if wanted not in models:
                 raise RequestError("not_found", f"This virtual key can call no model {wanted[:200]!r}.", param="model")
-            return msgspec.json.encode(entry(wanted, models[wanted]))
-        entries = [entry(model, kind) for model, kind in sorted(models.items())]
+            return msgspec.json.encode(entry(wanted, *models[wanted]))
+        entries = [entry(model, *models[model]) for model in sorted(models)]
         if is_anthropic:
             ends = (entries[0]["id"], entries[-1]["id"]) if entries else (None, None)
             return msgspec.json.encode(
@@ -86,7 +93,7 @@ class ModelLists:
             )
         return msgspec.json.encode({"object": "list", "data": entries})
 
-    async def _list_into(self, results: dict[str, list[str] | None], exchange: Exchange, found: Reachable) -> None:
+    async def _list_into(self, results: dict[str, list[Entry] | None], exchange: Exchange, found: Reachable) -> None:
         name = found.binding.name
         at, listed = self._cached.get(name, (0.0, []))
         if time.monotonic() - at < CACHE_SECONDS and at:
@@ -99,18 +106,16 @@ class ModelLists:
         else:
             self._cached[name] = (time.monotonic(), results[name] or [])
 
-    async def _ask(self, exchange: Exchange, found: Reachable) -> list[str]:
+    async def _ask(self, exchange: Exchange, found: Reachable) -> list[Entry]:
         request = found.provider.build(_plain(exchange), found.candidate(None, "only"))
         answer = await self._fetch(request, timeout=TIMEOUT_SECONDS, max_bytes=MAX_BYTES)
         if answer.status != 200:
             raise UpstreamError("protocol", f"the listing was answered with {answer.status}")
-        return [model.id for model in _read_listing(answer.body).data]
+        return [entry for entry in _read_listing(answer.body).data if isinstance(entry.get("id"), str)]
 
 
 def _plain(exchange: Exchange) -> Exchange:
     """Return the exchange as a plain listing: no query, none of the client's conditional headers."""
-    import attrs  # noqa: PLC0415
-
     request = exchange.request
     keep = (b"anthropic-version", b"anthropic-beta", b"user-agent", b"accept")
     headers = request.headers.without([name.lower() for name, _ in request.headers if name.lower() not in keep])
@@ -119,9 +124,14 @@ def _plain(exchange: Exchange) -> Exchange:
     return attrs.evolve(exchange, request=plain)
 
 
-def _openai_entry(model: str, kind: str) -> dict[str, Any]:
+def _openai_entry(model: str, kind: str, listed: Entry) -> Entry:
+    """Return what the provider lists where it has this shape, else what is known here."""
+    if listed.get("object") == "model":
+        return listed
     return {"id": model, "object": "model", "created": _CREATED, "owned_by": kind}
 
 
-def _anthropic_entry(model: str, kind: str) -> dict[str, Any]:  # noqa: ARG001 - both shapes are called alike
-    return {"type": "model", "id": model, "display_name": model, "created_at": _CREATED_AT}
+def _anthropic_entry(model: str, kind: str, listed: Entry) -> Entry:  # noqa: ARG001 - both shapes are called alike
+    if listed.get("type") == "model":
+        return listed
+    return {"type": "model", "id": model, "display_name": model, "created_at": _CREATED_AT, "lifecycle": "active"}

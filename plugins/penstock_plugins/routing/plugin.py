@@ -49,7 +49,7 @@ class Routing:
     def __attrs_post_init__(self) -> None:
         self._directory = ConfiguredBindings(self.config)
         self.services.provide(BindingDirectory, self._directory)  # type: ignore[type-abstract]
-        self._lists = ModelLists(self.services.get(Fetch))  # type: ignore[type-abstract]
+        self._lists = ModelLists(self.services.get(Fetch), self.services.namespace)  # type: ignore[type-abstract]
 
     @hookimpl
     @asynccontextmanager

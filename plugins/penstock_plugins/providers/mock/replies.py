@@ -61,9 +61,10 @@ class Reply:
     content_type: bytes = b"application/json"
     fields: tuple[tuple[bytes, bytes], ...] = ()
 
-    def head(self, request_id: bytes) -> ResponseHead:
+    def head(self, request_id: bytes, family: str = "openai") -> ResponseHead:
         """Return the response head, read as one from a wire would be."""
-        fields = [(b"content-type", self.content_type), (b"x-request-id", request_id), *self.fields]
+        name = b"request-id" if family == "anthropic" else b"x-request-id"
+        fields = [(b"content-type", self.content_type), (name, request_id), *self.fields]
         if self.events is None:
             fields.append((b"content-length", b"%d" % len(self.body)))
         else:

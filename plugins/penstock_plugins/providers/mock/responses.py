@@ -135,7 +135,7 @@ def _document(call: Call, answer: Answer, counts: Counts) -> dict[str, Any]:
         **{name: value if asked[name] is None else asked[name] for name, value in _ECHOED.items()},
         "usage": {
             "input_tokens": counts.all_input,
-            "input_tokens_details": {"cached_tokens": counts.cache_read},
+            "input_tokens_details": {"cached_tokens": counts.cache_read, "cache_write_tokens": 0},
             "output_tokens": output,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": counts.all_input + output,

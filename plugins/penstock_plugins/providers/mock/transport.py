@@ -52,7 +52,7 @@ class MockTransport:
             await asyncio.sleep(behaviour.delay)
         if behaviour.fault == "reset":
             raise UpstreamError("reset", "the mock closed the connection, as it was asked to")
-        head = reply.head(_request_id(request).encode())
+        head = reply.head(_request_id(request).encode(), self.endpoint.family)
         return MockResponse(head, _cut(reply, behaviour), behaviour.pace, request.timeouts.idle)
 
     def _reply(self, request: UpstreamRequest) -> tuple[Behaviour, Reply]:
