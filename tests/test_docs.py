@@ -158,6 +158,12 @@ def test_every_source_file_of_core_is_on_the_tour() -> None:
     assert {path.name for path in files} - named <= off_the_way
 
 
+def test_files_the_tour_names_exist() -> None:
+    named = re.findall(r"`((?:tests|plugins|core)/[\w/]+(?:\.py|/))`", text_of("tour.md"))
+    assert len(named) > 5
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 # --- current ------------------------------------------------------------------------------------------------
 
 
