@@ -15,7 +15,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from fault_upstream import ANTHROPIC, DIALECTS, Dialect, Watched, events_of, payload_of, until, watched
-from penstock import Chunk, Exchange, hookimpl
+from penstock import Chunk, Exchange, hookimpl, server
 from penstock.testing import (
     LAST_CHUNK,
     STREAM_HEAD,
@@ -33,11 +33,21 @@ from penstock.testing.upstream import Step
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("dialect", DIALECTS, ids=[each.name for each in DIALECTS])]
 
-SHORT = {"connect": 2.0, "first_byte": 0.15, "idle": 5.0}
-IDLE = {"connect": 2.0, "first_byte": 5.0, "idle": 0.1}
+PATIENT: dict[str, float] = {"connect": 5.0, "first_byte": 5.0, "idle": 5.0}
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
 EVENT_HEAD = STREAM_HEAD.replace(b"Transfer-Encoding: chunked\r\n", b"")
 HALF_EVENT = b'data: {"par'
+
+
+@pytest.fixture(autouse=True)
+def frequent_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let deadlines be looked at often: most tests of this file that wait, wait for one."""
+    monkeypatch.setattr(server, "SWEEP_SECONDS", 0.01)
+
+
+def idle_of(end: str) -> dict[str, float]:
+    """Return timeouts that soon end a stream which stalls, and no other."""
+    return PATIENT | ({"idle": 0.05} if end == "stall" else {})
 
 
 def is_gone(end: Step) -> bool:
@@ -65,7 +75,7 @@ UNANSWERED: dict[str, bytes] = {
 async def test_upstream_that_fails_before_the_commit_is_answered_for(dialect: Dialect, state: str, end: str) -> None:
     step = ENDS[end]()
     upstream = FakeUpstream([[UNANSWERED[state], step] if UNANSWERED[state] else [step]])
-    async with watched(upstream, timeouts=SHORT) as run:
+    async with watched(upstream, timeouts=PATIENT | ({} if is_gone(step) else {"first_byte": 0.05})) as run:
         reply = await run.harness.request("POST", dialect.path, body=dialect.body)
         exchange = run.harness.exchanges[0]
         assert reply.is_complete
@@ -114,7 +124,7 @@ NOT_HTTP = {
 
 @pytest.mark.parametrize("reply", NOT_HTTP)
 async def test_malformed_answer_is_a_provider_error(dialect: Dialect, reply: str) -> None:
-    async with watched(FakeUpstream([[NOT_HTTP[reply], Stall()]]), timeouts=IDLE | {"idle": 5.0}) as run:
+    async with watched(FakeUpstream([[NOT_HTTP[reply], Stall()]]), timeouts=PATIENT) as run:
         answer = await run.harness.request("POST", dialect.path, body=dialect.body)
         assert (answer.status, answer.header("X-Penstock-Error")) == (502, "provider_error")
         assert run.harness.exchanges[0].attempts[0].reason == "protocol"
@@ -156,7 +166,8 @@ async def test_no_byte_of_a_failed_attempt_reaches_the_client(dialect: Dialect, 
         "timeout": [STREAM_HEAD, chunk(HALF_EVENT), Stall()],
     }
     failing, working = FakeUpstream([scripts[first]]), FakeUpstream([stream_reply(*dialect.events)])
-    async with watched(failing, working, timeouts=SHORT) as run:
+    timeouts = PATIENT | ({"first_byte": 0.2} if first == "timeout" else {})
+    async with watched(failing, working, timeouts=timeouts) as run:
         reply = await run.harness.request("POST", dialect.path, body=dialect.body)
         run.idle = 2 if first == "status" and failing.connections else 1
         assert (reply.status, reply.body, reply.is_complete) == (200, b"".join(dialect.events), True)
@@ -237,7 +248,7 @@ async def test_broken_stream_ends_in_one_terminal_event(dialect: Dialect, cut: s
     pause, first = Pause(), dialect.events[0]
     tail: list[Step] = [CUTS[cut]] if CUTS[cut] else []
     upstream = FakeUpstream([[STREAM_HEAD, chunk(first), pause, *tail, ENDS[end]()]])
-    async with watched(upstream, timeouts=IDLE | ({"idle": 5.0} if end != "stall" else {})) as run:
+    async with watched(upstream, timeouts=idle_of(end)) as run:
         async with run.harness.stream("POST", dialect.path, body=dialect.body) as stream:
             assert await anext(aiter(stream)) == first
             pause.release()
@@ -290,7 +301,7 @@ async def test_json_cut_short_is_seen_as_cut_short(dialect: Dialect, framing: st
     head = JSON_HEAD if framing == "length" else STREAM_HEAD.replace(b"text/event-stream", b"application/json")
     part = b'{"a":1,' if framing == "length" else chunk(b'{"a":1,')
     upstream = FakeUpstream([[head + part, pause, ENDS[end]()]])
-    async with watched(upstream, timeouts=IDLE) as run:
+    async with watched(upstream, timeouts=idle_of(end)) as run:
         async with run.harness.stream("POST", dialect.path, body=dialect.body) as stream:
             pause.release()
             reply = await stream.read()
@@ -302,7 +313,7 @@ async def test_json_cut_short_is_seen_as_cut_short(dialect: Dialect, framing: st
 @pytest.mark.parametrize("end", ["reset", "stall"])
 async def test_close_delimited_stream_that_breaks_ends_in_a_terminal_event(dialect: Dialect, end: str) -> None:
     pause, first = Pause(), dialect.events[0]
-    async with watched(FakeUpstream([[EVENT_HEAD, first, pause, ENDS[end]()]]), timeouts=IDLE) as run:
+    async with watched(FakeUpstream([[EVENT_HEAD, first, pause, ENDS[end]()]]), timeouts=idle_of(end)) as run:
         async with run.harness.stream("POST", dialect.path, body=dialect.body) as stream:
             assert await anext(aiter(stream)) == first
             pause.release()
@@ -420,8 +431,8 @@ async def test_drained_stream_is_settled_by_its_usage(dialect: Dialect) -> None:
         run.idle = 1
         async with run.harness.stream("POST", dialect.path, body=dialect.body) as stream:
             assert await anext(aiter(stream)) == dialect.events[0]
-        server = run.harness.gateway.server
-        while server.connections:
+        listener = run.harness.gateway.server
+        while listener.connections:
             await pause.reached.wait()
             await checkpoint()
         pause.release()
@@ -441,8 +452,8 @@ async def test_drain_is_bounded(dialect: Dialect, bound: str) -> None:
     async with watched(FakeUpstream([script]), gateway={"drain_after_disconnect": limits[bound]}) as run:
         async with run.harness.stream("POST", dialect.path, body=dialect.body) as stream:
             assert await anext(aiter(stream)) == dialect.events[0]
-        server = run.harness.gateway.server
-        while server.connections:
+        listener = run.harness.gateway.server
+        while listener.connections:
             await checkpoint()
         pause.release()
         await run.harness.wait_settled(1)
@@ -478,9 +489,9 @@ async def test_slow_client_slows_the_upstream(dialect: Dialect, kind: str) -> No
 async def slow_client(run: Watched) -> RawClient:
     """Return a client that takes nothing yet, behind sockets that hold little."""
     client = await run.harness.raw()
-    server = run.harness.gateway.server
-    await until(lambda: server.connections, "the gateway has the connection")
-    (connection,) = server.connections
+    listener = run.harness.gateway.server
+    await until(lambda: listener.connections, "the gateway has the connection")
+    (connection,) = listener.connections
     ends: Sequence[tuple[Any, int]] = ((client._transport, socket.SO_RCVBUF), (connection._transport, socket.SO_SNDBUF))
     for transport, option in ends:
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, 32 * 1024)

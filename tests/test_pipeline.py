@@ -486,8 +486,7 @@ class Steps:
         self.settled += 1
 
 
-@pytest.mark.parametrize("leaving", ["close", "reset"])
-@pytest.mark.parametrize("drain", [False, True], ids=["cancel", "drain"])
+@pytest.mark.parametrize(("leaving", "drain"), [("close", False), ("reset", False), ("close", True)])
 async def test_client_that_vanishes_at_any_step_settles_once(leaving: str, drain: bool) -> None:
     """The client goes after n turns of the loop, for every n until the exchange ends before it goes."""
     turns, ends = 0, set()
