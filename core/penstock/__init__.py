@@ -1,6 +1,7 @@
 """Penstock: a plugin-based AI gateway. The names here are the public API for plugins and embedding programs."""
 
 from penstock.asgi import Mount
+from penstock.editing import Chunk
 from penstock.endpoints import Endpoint
 from penstock.envelopes import header_stem
 from penstock.errors import ConfigurationError, PenstockError, PluginError, RequestError, UpstreamError
@@ -44,7 +45,6 @@ from penstock.providers import (
     UpstreamRequest,
     UpstreamResponse,
 )
-from penstock.relay import Chunk
 from penstock.services import (
     BindingDirectory,
     Clock,

@@ -16,9 +16,9 @@ import attrs
 import pluggy
 
 from penstock import hookspecs
+from penstock.editing import NO_EDITS, Chunk, Edits
 from penstock.errors import ConfigurationError, PluginError, RequestError
 from penstock.models import Exchange
-from penstock.relay import NO_EDITS, Chunk, Edits
 
 if TYPE_CHECKING:
     from penstock.providers import ResponseFilter

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import click
 
     from penstock.asgi import Mount
-    from penstock.relay import Chunk
+    from penstock.editing import Chunk
 
 hookspec = pluggy.HookspecMarker("penstock")
 hookimpl = pluggy.HookimplMarker("penstock")

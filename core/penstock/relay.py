@@ -21,19 +21,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Protocol
 
-import attrs
-
 from penstock.codings import CodingError, decode_prefix
+from penstock.editing import NO_EDITS, Editor, Edits
 from penstock.envelopes import stream_error_payload
 from penstock.errors import RequestError, UpstreamError
 from penstock.framing import ChunkedDecoder, ChunkedFraming, FramingError, encode_chunk
 from penstock.metering import Meter
 from penstock.models import Exchange
-from penstock.sse import Event, EventSplitter, SSEError, first_event, is_error_event, parse_event, terminal_event
+from penstock.sse import Event, first_event, is_error_event, terminal_event
 
 if TYPE_CHECKING:
-    from penstock.hooks import Call
-    from penstock.providers import ResponseFilter, UpstreamResponse
+    from penstock.providers import UpstreamResponse
 
 PROBE_BYTES = 64 * 1024
 """An event stream without a complete event in its first 64 KiB is committed as it is."""
@@ -60,40 +58,6 @@ class Client(Protocol):
         ...
 
 
-class Chunk:
-    """A part of a response body as a chunk hook sees it; on event streams one or more whole events."""
-
-    __slots__ = ("_events", "data", "is_end", "is_event_stream")
-
-    def __init__(self, data: bytes, *, is_event_stream: bool, is_end: bool = False) -> None:
-        self.data = data
-        self.is_event_stream = is_event_stream
-        self.is_end = is_end
-        self._events: list[Event] | None = None
-
-    @property
-    def events(self) -> list[Event]:
-        """Return the complete events of this chunk, parsed on first use; empty where the body is no event stream."""
-        if self._events is None:
-            self._events = [parse_event(raw) for raw in EventSplitter().feed(self.data)] if self.is_event_stream else []
-        return self._events
-
-
-@attrs.frozen
-class Edits:
-    """What may change a response: the request's own filter and the chunk hooks that asked for this exchange."""
-
-    filter: ResponseFilter | None = None
-    calls: tuple[Call, ...] = ()
-
-    @property
-    def has_async(self) -> bool:
-        return any(call.is_async for call in self.calls)
-
-
-NO_EDITS = Edits()
-
-
 class Relay:
     """Carry one response body. A Receiver for the transport; driven by the pipeline."""
 
@@ -101,7 +65,7 @@ class Relay:
         "_buffer",
         "_chunks",
         "_client",
-        "_edits",
+        "_editor",
         "_exchange",
         "_frames",
         "_is_async",
@@ -111,7 +75,6 @@ class Relay:
         "_meter",
         "_queue",
         "_queued",
-        "_splitter",
         "_upstream_error",
         "_waiter",
         "_write",
@@ -133,7 +96,6 @@ class Relay:
         self._exchange = exchange
         self._client = client
         self._write: Callable[[bytes], None] = client.write
-        self._edits = edits
         content_type = head.headers.get(b"content-type")
         self.is_sse = content_type is not None and content_type.startswith(b"text/event-stream")
         is_chunked = response.is_raw and head.chunked
@@ -146,12 +108,10 @@ class Relay:
         self._is_async = edited and edits.has_async
         self._chunks = ChunkedDecoder(allow_extensions=True) if is_chunked and not self.is_raw else None
         self._frames = False
-        if not edited:
-            self._edits = NO_EDITS
         framing = response.framing if is_chunked and self.is_raw else None  # type: ignore[attr-defined]
         assert framing is None or isinstance(framing, ChunkedFraming)
         self._meter = Meter(framing, head.headers.get(b"content-encoding"))
-        self._splitter = EventSplitter() if self.is_sse and self._edits.calls else None
+        self._editor = Editor(exchange, edits, is_sse=self.is_sse) if edited else None
         self._buffer = b""
         self._is_flowing = self._is_finished = self._is_held = False
         self._upstream_error: UpstreamError | None = None
@@ -253,7 +213,7 @@ class Relay:
         """Give the response to the client: head and buffered body in one write."""
         exchange, client, buffer = self._exchange, self._client, self._buffer
         self._buffer = b""
-        if self._is_finished and self._edits is NO_EDITS and self.is_raw:
+        if self._is_finished and self._editor is None and self.is_raw:
             self._commit_whole(buffer)
             return
         head = client.begin(exchange, self, self._framing_field())
@@ -295,7 +255,7 @@ class Relay:
         head = self.response.head
         if head.status == 204:
             return b""  # RFC 9110 section 8.6 allows no length
-        if head.content_length is not None and (self.is_raw or self._edits is NO_EDITS):
+        if head.content_length is not None and (self.is_raw or self._editor is None):
             return b"content-length: %d\r\n" % head.content_length
         if not head.has_body:
             return b"" if head.status == 304 else b"content-length: 0\r\n"
@@ -311,33 +271,11 @@ class Relay:
             payload = data if self._chunks is None else self._chunks.feed(data)
             self._meter.add(payload)
             if payload:
-                self._emit(self._edit(payload))
+                self._emit(payload if self._editor is None else self._editor.feed(payload))
         except FramingError as error:
             self._break_off(UpstreamError("protocol", str(error)))
         except Exception as error:  # noqa: BLE001 - a plugin's fault must not reach the transport's callback
             self._block(error)
-
-    def _edit(self, payload: bytes) -> bytes:
-        payload = self._filtered(payload)
-        for call in self._edits.calls if payload else ():
-            payload = call.chunk(self._exchange, Chunk(payload, is_event_stream=self.is_sse))
-        return payload
-
-    def _filtered(self, payload: bytes) -> bytes:
-        if self._edits.filter is not None:
-            payload = self._edits.filter.feed(payload)
-        if self._splitter is not None:
-            try:
-                payload = b"".join(self._splitter.feed(payload))
-            except SSEError as error:
-                raise RequestError("provider_error", f"the provider's event stream cannot be read: {error}") from None
-        return payload
-
-    def _last_payload(self) -> bytes:
-        payload = b"" if self._edits.filter is None else self._edits.filter.finish()
-        if self._splitter is not None:
-            payload = b"".join(self._splitter.feed(payload)) + self._splitter.pending
-        return payload
 
     def _emit(self, payload: bytes) -> None:
         if payload and not self.ended:
@@ -347,12 +285,9 @@ class Relay:
     def _end(self) -> None:
         if self.ended:
             return
-        if self._edits is not NO_EDITS:
+        if self._editor is not None:
             try:
-                payload = self._last_payload()
-                for call in self._edits.calls:
-                    payload = call.chunk(self._exchange, Chunk(payload, is_event_stream=self.is_sse, is_end=True))
-                self._emit(payload)
+                self._emit(self._editor.finish())
             except Exception as error:  # noqa: BLE001 - a plugin's fault must not reach the transport's callback
                 self._block(error)
                 return
@@ -396,8 +331,8 @@ class Relay:
             return
         payload = stream_error_payload(self._exchange.request.endpoint.family, kind, code, message)
         pending = self._meter.window().text[-PROBE_BYTES:]
-        if self._edits is not NO_EDITS and self._splitter is not None:
-            pending = b""
+        if self._editor is not None and self._editor.splitter is not None:
+            pending = b""  # hooks let whole events through only
         event = terminal_event("error", payload, pending=pending)
         if self.is_raw and self._is_chunked:
             event = self._meter.follower().continuation(event)
@@ -416,14 +351,16 @@ class Relay:
 
     async def pump(self) -> None:
         """Run queued reads through hooks that await, one after the other, until the body has ended."""
+        editor = self._editor
+        assert editor is not None
         try:
             while not self.ended:
                 if self._queue:
-                    await self._pump_one(self._queue.popleft())
+                    await self._pump_one(editor, self._queue.popleft())
                 elif self._upstream_error is not None:
                     self._break_off(self._upstream_error)
                 elif self._is_finished:
-                    self._emit(await self._edit_async(self._last_payload(), is_end=True))
+                    self._emit(await editor.finish_async())
                     self._close("complete")
                 else:
                     await self._wait(asyncio.get_running_loop())
@@ -432,20 +369,14 @@ class Relay:
         except Exception as error:  # noqa: BLE001 - one fault must end the body, not the connection
             self._block(error)
 
-    async def _pump_one(self, data: bytes) -> None:
+    async def _pump_one(self, editor: Editor, data: bytes) -> None:
         self._queued -= len(data)
         if not self._is_held:
             self.resume()
         payload = data if self._chunks is None else self._chunks.feed(data)
         self._meter.add(payload)
-        payload = self._filtered(payload)
         if payload:
-            self._emit(await self._edit_async(payload, is_end=False))
-
-    async def _edit_async(self, payload: bytes, *, is_end: bool) -> bytes:
-        for call in self._edits.calls:
-            payload = await call.chunk_async(self._exchange, Chunk(payload, is_event_stream=self.is_sse, is_end=is_end))
-        return payload
+            self._emit(await editor.feed_async(payload))
 
     # --- the end --------------------------------------------------------------------------------------------------
 
