@@ -12,7 +12,7 @@ from penstock.headers import Headers
 
 @attrs.frozen
 class Endpoint:
-    """Name one operation of the data plane; ``upstream_path`` of a provider is its base URL plus ``suffix``."""
+    """Name one operation of the data plane."""
 
     dialect: str
     operation: str
@@ -21,10 +21,11 @@ class Endpoint:
     has_model: bool = True
     """Whether the body (or the path) names a model."""
     is_multipart: bool = False
+    family: str = attrs.field(init=False)
+    """The vendor whose error envelope and headers the route uses: ``openai``, ``anthropic`` or ``gemini``."""
 
-    @property
-    def family(self) -> str:
-        """The vendor whose error envelope and headers the route uses: ``openai``, ``anthropic`` or ``gemini``."""
+    @family.default
+    def _family(self) -> str:
         return self.dialect.partition(".")[0]
 
 

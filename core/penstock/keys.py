@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import secrets
 import zlib
@@ -41,10 +42,17 @@ def checksum(text: bytes) -> bytes:
     return _PAIRS[high] + _PAIRS[middle] + _PAIRS[low]
 
 
+@functools.lru_cache(maxsize=8)
+def _shape(namespace: str) -> tuple[tuple[bytes, bytes], int]:
+    """Return what secrets of a namespace begin with, and how long they are."""
+    stem = key_stem(namespace).encode() + b"_vk_"
+    return (stem + b"live_", stem + b"test_"), len(stem) + 5 + _TAIL
+
+
 def is_well_formed(secret: bytes, namespace: str = "penstock") -> bool:
     """Say whether a credential can be one of ours: prefix, length and checksum, no look-up."""
-    stem = key_stem(namespace).encode() + b"_vk_"
-    if not secret.startswith((stem + b"live_", stem + b"test_")) or len(secret) != len(stem) + 5 + _TAIL:
+    prefixes, length = _shape(namespace)
+    if len(secret) != length or not secret.startswith(prefixes):
         return False
     return checksum(secret[:-_CHECK]) == secret[-_CHECK:]
 
