@@ -251,6 +251,8 @@ def test_enabled_plugin_adds_its_commands(run: Run, config: Path, tmp_path: Path
     (tmp_path / "greeter.py").write_text(PLUGIN)
     config.write_text(CONFIG.replace('"mock"]', '"mock", "./greeter.py"]'))
     assert run("greet") == Outcome(0, "hello\n", "")
+    config.write_text(CONFIG)
+    assert run("greet").status == 2
 
 
 @pytest.mark.parametrize("value", ["no_such_module:command", "penstock:Secret"])

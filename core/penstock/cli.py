@@ -48,8 +48,9 @@ class Commands(click.Group):
         services = Services(configuration.gateway.namespace)
         services.provide(Fetch, Fetcher(UpstreamTransports(configuration.gateway.upstream)))  # type: ignore[type-abstract]
         manager, _ = load(configuration, services)
-        collect(manager, "register_commands", cli=self)
-        return super().get_command(ctx, cmd_name)
+        added = click.Group()
+        collect(manager, "register_commands", cli=added)
+        return added.get_command(ctx, cmd_name)
 
 
 def _load_command(point: importlib.metadata.EntryPoint) -> click.Command:
