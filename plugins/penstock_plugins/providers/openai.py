@@ -23,7 +23,7 @@ class OpenAI:
                 namespace=self.services.namespace,
                 default_base_url="https://api.openai.com/v1",
                 model_prefixes=("gpt-", "o1", "o2", "o3", "o4", "o5", "o6", "o7", "o8", "o9", "chatgpt-",
-                                "text-embedding-", "text-moderation-", "omni-moderation-", "dall-e-", "tts-", "whisper-",
-                                "codex-", "computer-use-", "davinci-", "babbage-", "sora-"),
+                                "text-embedding-", "text-moderation-", "omni-moderation-", "dall-e-", "tts-",
+                                "whisper-", "codex-", "ft:", "computer-use-", "davinci-", "babbage-", "sora-"),
             )
         ]  # fmt: skip

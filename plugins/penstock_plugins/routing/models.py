@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -46,8 +46,10 @@ _read_listing = msgspec.json.Decoder(_Listing).decode
 class ModelLists:
     """Answer model listings; what providers list is kept for a minute."""
 
-    def __init__(self, fetch: Fetch, namespace: str) -> None:
+    def __init__(self, fetch: Fetch, namespace: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock`` counts seconds from anywhere."""
         self._fetch = fetch
+        self._clock = clock
         self._incomplete = b"X-%b-Models-Incomplete" % header_stem(namespace)
         self._cached: dict[str, tuple[float, list[Entry]]] = {}
 
@@ -88,23 +90,21 @@ class ModelLists:
         entries = [entry(model, *models[model]) for model in sorted(models)]
         if is_anthropic:
             ends = (entries[0]["id"], entries[-1]["id"]) if entries else (None, None)
-            return msgspec.json.encode(
-                {"data": entries, "has_more": False, "first_id": ends[0], "last_id": ends[1]}
-            )
+            return msgspec.json.encode({"data": entries, "has_more": False, "first_id": ends[0], "last_id": ends[1]})
         return msgspec.json.encode({"object": "list", "data": entries})
 
     async def _list_into(self, results: dict[str, list[Entry] | None], exchange: Exchange, found: Reachable) -> None:
         name = found.binding.name
-        at, listed = self._cached.get(name, (0.0, []))
-        if time.monotonic() - at < CACHE_SECONDS and at:
-            results[name] = listed
+        cached = self._cached.get(name)
+        if cached is not None and self._clock() - cached[0] < CACHE_SECONDS:
+            results[name] = cached[1]
             return
         try:
             results[name] = await self._ask(exchange, found)
         except (UpstreamError, RequestError, msgspec.MsgspecError):
             results[name] = None
         else:
-            self._cached[name] = (time.monotonic(), results[name] or [])
+            self._cached[name] = (self._clock(), results[name] or [])
 
     async def _ask(self, exchange: Exchange, found: Reachable) -> list[Entry]:
         request = found.provider.build(_plain(exchange), found.candidate(None, "only"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from contextlib import asynccontextmanager
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 
 import attrs
 
@@ -27,6 +27,8 @@ from penstock_plugins.routing.resolve import Reachable, resolve
 
 _CHAIN: StateKey[Sequence[Candidate]] = StateKey("routing.chain")
 _REMEMBERED_CHAINS = 10_000
+_REMEMBERED_MODEL = 256
+"""Characters at most: a client chooses the name, and must not choose how much is kept."""
 _REMEMBERED_RESPONSES = 100_000
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp_[0-9A-Za-z_-]{1,128})"')
 _NOBODY = Principal("vk_anonymous", "anonymous", "anonymous")
@@ -96,26 +98,35 @@ class Routing:
             return self._chain_of_stored(exchange, principal)
         model = exchange.peek.model
         if not model:
-            raise RequestError("missing_model", "The request body names no model; add a \"model\".", param="model")
+            raise RequestError("missing_model", 'The request body names no model; add a "model".', param="model")
         key = (principal, model, endpoint.dialect)
         chain = self._chains.get(key)
         if chain is None:
-            types = frozenset(self.services.providers.types)
-            chain = tuple(resolve(model, principal, self._reachable(principal, endpoint.dialect), types))
+            names = frozenset([*self.services.providers.types, *self._handles()])
+            chain = tuple(resolve(model, principal, self._reachable(principal, endpoint.dialect), names))
             if len(self._chains) >= _REMEMBERED_CHAINS:
                 self._chains.clear()
-            self._chains[key] = chain
+            if len(model) <= _REMEMBERED_MODEL:
+                self._chains[key] = chain
         return chain
 
     def _chain_of_stored(self, exchange: Exchange, principal: Principal) -> Sequence[Candidate]:
-        """Return where a stored response lives; one that is not remembered can only be the primary's."""
+        """Return where a stored response lives; one that is not remembered can only be the primary's.
+
+        Raises RequestError ``not_found`` where that is a binding this key may not use.
+        """
         identifier = exchange.request.path.removeprefix(b"/v1/responses/").partition(b"/")[0]
         maker = self._responses.get(identifier)
         reachable = self._reachable(principal, exchange.request.endpoint.dialect)
-        chosen = [found for found in reachable if found.binding.name == maker] or reachable[:1]
+        chosen = reachable[:1] if maker is None else [found for found in reachable if found.binding.name == maker]
+        if maker is not None and not chosen:
+            raise RequestError("not_found", "There is no stored response of this id for this virtual key.")
         if not chosen:
             raise RequestError("provider_not_bound", "This virtual key has no provider binding for this endpoint.")
         return [found.candidate(None, "stored") for found in chosen]
+
+    def _handles(self) -> list[str]:
+        return [binding.handle for binding in self._directory.all_bindings() if binding.handle]
 
     def _reachable(self, principal: Principal, dialect: str) -> list[Reachable]:
         """Return the bindings a key may use whose provider speaks the dialect."""

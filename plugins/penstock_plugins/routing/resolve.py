@@ -37,11 +37,14 @@ class Reachable:
 
 
 def resolve(
-    asked: str, principal: Principal, reachable: Sequence[Reachable], known_types: frozenset[str]
+    asked: str, principal: Principal, reachable: Sequence[Reachable], known_names: frozenset[str]
 ) -> list[Candidate]:
-    """Return the candidates in order. Raises RequestError ``model_not_recognized``, ``provider_not_bound`` …"""
+    """Return the candidates in order. ``known_names`` are types and handles, this key's or not.
+
+    Raises RequestError ``model_not_recognized``, ``provider_not_bound``, ``model_not_allowed``.
+    """
     model = principal.model_aliases.get(asked, asked)
-    found = _find(model, reachable, known_types)
+    found = _find(model, reachable, known_names)
     if not found:
         raise _not_recognized(asked, principal, reachable)
     if asked in principal.model_aliases:
@@ -73,7 +76,7 @@ def _bare(asked: str, candidate: Candidate) -> str:
     return rest if slash and head in (candidate.binding.handle, candidate.binding.type) else asked
 
 
-def _find(model: str, reachable: Sequence[Reachable], known_types: frozenset[str]) -> list[Candidate]:
+def _find(model: str, reachable: Sequence[Reachable], known_names: frozenset[str]) -> list[Candidate]:
     head, slash, rest = model.partition("/")
     if slash and rest:
         by_handle = [found.candidate(rest, "handle") for found in reachable if found.binding.handle == head]
@@ -82,7 +85,7 @@ def _find(model: str, reachable: Sequence[Reachable], known_types: frozenset[str
         by_type = [found.candidate(rest, "type") for found in reachable if found.binding.type == head]
         if by_type:
             return by_type
-        if head in known_types and not any(found.declares(model) for found in reachable):
+        if head in known_names and not any(found.declares(model) for found in reachable):
             raise RequestError(
                 "provider_not_bound",
                 f"The model names the provider {head!r}, which this virtual key has no binding for.",
@@ -99,7 +102,7 @@ def _find(model: str, reachable: Sequence[Reachable], known_types: frozenset[str
             return chosen
     if len(reachable) == 1 and not reachable[0].declares_any:
         return [reachable[0].candidate(model, "only")]
-    return []
+    return [found.candidate(model, "undeclared") for found in reachable if not found.declares_any]
 
 
 def callable_models(principal: Principal, reachable: Sequence[Reachable]) -> list[tuple[str, str]]:
