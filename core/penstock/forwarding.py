@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import attrs
 
@@ -11,14 +11,16 @@ from penstock import splice
 from penstock.codings import trim_accept_encoding
 from penstock.envelopes import header_stem
 from penstock.errors import ConfigurationError, RequestError
-from penstock.headers import Headers, forward_request_fields
+from penstock.headers import CREDENTIAL_FIELDS, HOP_BY_HOP_FIELDS, Headers, forward_request_fields
 from penstock.heads import RequestHead
 from penstock.inspection import editable_body
 from penstock.models import Candidate, Exchange, ProviderBinding, Request
-from penstock.peek import replace_form_field
+from penstock.peek import is_multipart, replace_form_field
 from penstock.providers import Origin, ResponseFilter, UpstreamRequest
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_OWN_FIELDS = HOP_BY_HOP_FIELDS | {b"host", b"content-length", b"expect", b"accept-encoding"}
+"""What the gateway itself says on each hop: a second one beside it would be ambiguous."""
 
 
 @attrs.frozen(eq=False)
@@ -32,6 +34,8 @@ class Address:
     last_fields: bytes = attrs.field(repr=False)
     """The credential and the binding's extra headers."""
     namespace_prefix: bytes
+    key_name: bytes | None = None
+    """Where the credential goes, if that is none of the headers clients send keys in: theirs stays here as well."""
 
 
 def address_of(
@@ -48,8 +52,10 @@ def address_of(
         raise ConfigurationError(f"binding {binding.name!r}: base_url: the port is no number") from None
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
         raise ConfigurationError(f"binding {binding.name!r}: base_url: must be http://host… or https://host…")
-    if parts.query or parts.fragment or parts.username:
+    if parts.query or parts.fragment or "@" in parts.netloc:
         raise ConfigurationError(f"binding {binding.name!r}: base_url: takes no user, query or fragment")
+    if not parts.path.isascii() or not f"{parts.netloc}{parts.path}".isprintable() or " " in base_url:
+        raise ConfigurationError(f"binding {binding.name!r}: base_url: percent-encode what is no plain ASCII")
     host = parts.hostname if ":" not in parts.hostname else f"[{parts.hostname}]"
     authority = host if port in (None, _DEFAULT_PORTS[parts.scheme]) else f"{host}:{port}"
     last = b"".join([b"%b: %b\r\n" % field for field in (*credential, *binding.extra_headers)])
@@ -59,14 +65,21 @@ def address_of(
         b"host: %b\r\n" % authority.encode("idna" if not authority.isascii() else "ascii"),
         last,
         b"x-" + header_stem(namespace).lower() + b"-",
+        next((name for name, _ in credential if name not in CREDENTIAL_FIELDS), None),
     )
 
 
 def bearer(binding: ProviderBinding, header: bytes = b"authorization") -> tuple[tuple[bytes, bytes], ...]:
-    """Return the binding's credential as a header field; none where it has no credential."""
+    """Return the binding's credential as a header field; none where it has no credential.
+
+    ``header`` is lower-case. Raises ConfigurationError for a credential that would break a head.
+    """
     if binding.credential is None:
         return ()
-    value = binding.credential.reveal().encode()
+    secret = binding.credential.reveal()
+    if not secret.isascii() or not secret.isprintable():
+        raise ConfigurationError(f"binding {binding.name!r}: credential: may hold printable ASCII only")
+    value = secret.encode()
     return ((header, b"Bearer " + value if header == b"authorization" else value),)
 
 
@@ -94,6 +107,8 @@ def forward(
         body = put_model(request, body, candidate.model)
     if body is not request.body and b"content-encoding" in head.headers:
         head = without_fields(head, b"content-encoding")
+    if address.key_name is not None and address.key_name in head.headers:
+        head = without_fields(head, address.key_name)
     fields = [address.first_fields, forward_request_fields(head, address.namespace_prefix)]
     accepted = trim_accept_encoding(head.headers.get(b"accept-encoding"))
     if response_filter is not None or exchange.chunk_watchers is not None:
@@ -104,8 +119,9 @@ def forward(
     if candidate.binding.propagate_trace:
         fields.append(_trace_fields(exchange))
     target = address.base_path + path
-    if request.query:
-        target += b"?" + request.query
+    query = request.query and _query_without_key(request)
+    if query:
+        target += b"?" + query
     return UpstreamRequest(
         address.origin,
         head.method,
@@ -121,7 +137,7 @@ def put_model(request: Request, body: bytes, model: str) -> bytes:
     """Return the body with its model replaced and every other byte kept."""
     content_type = request.headers.get(b"content-type") or b""
     try:
-        if content_type.startswith(b"multipart/"):
+        if is_multipart(content_type):
             return replace_form_field(body, content_type, "model", model.encode())
         return splice.replace(body, ("model",), splice.quote(model))
     except (splice.SpliceError, ValueError) as error:
@@ -146,6 +162,8 @@ def header_fields(table: Mapping[str, str], *, where: str) -> tuple[tuple[bytes,
     for name, value in table.items():
         if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
             raise ConfigurationError(f"{where}: {name!r} is no header name")
+        if name.lower().encode() in _OWN_FIELDS:
+            raise ConfigurationError(f"{where}: {name!r} is set by the gateway itself")
         if not value.isascii() or not value.isprintable():
             raise ConfigurationError(f"{where}: the value of {name!r} may hold printable ASCII only")
         fields.append((name.encode(), value.encode()))
@@ -155,5 +173,17 @@ def header_fields(table: Mapping[str, str], *, where: str) -> tuple[tuple[bytes,
 def _trace_fields(exchange: Exchange) -> bytes:
     trace = exchange.trace
     span_id = exchange.attempts[-1].span_id if exchange.attempts else trace.span_id
-    fields = b"traceparent: 00-%b-%b-%b\r\n" % (trace.trace_id, span_id, trace.flags)
-    return fields if trace.state is None else fields + b"tracestate: %b\r\n" % trace.state
+    fields = [b"traceparent: 00-%b-%b-%b\r\n" % (trace.trace_id, span_id, trace.flags)]
+    if trace.state is not None:
+        fields.append(b"tracestate: %b\r\n" % trace.state)
+    fields += [b"baggage: %b\r\n" % value for value in exchange.request.headers.get_all(b"baggage")]
+    return b"".join(fields)
+
+
+def _query_without_key(request: Request) -> bytes:
+    """Return the query without the ``key`` of Gemini's clients: it is the gateway's, not the provider's."""
+    query = request.query
+    if request.endpoint.dialect != "gemini.generate":
+        return query
+    pairs = query.split(b"&")
+    return b"&".join([pair for pair in pairs if unquote_to_bytes(pair.partition(b"=")[0]) != b"key"])

@@ -11,7 +11,7 @@ from penstock.dialects import anthropic as anthropic_dialect
 from penstock.dialects import openai as openai_dialect
 from penstock.endpoints import Endpoint
 from penstock.errors import ConfigurationError
-from penstock.forwarding import Address, address_of, bearer, forward, with_headers
+from penstock.forwarding import Address, address_of, bearer, forward, header_fields, with_headers
 from penstock.inspection import editable_body
 from penstock.metering import BodyWindow
 from penstock.models import Candidate, Exchange, ProviderBinding, Usage
@@ -46,7 +46,11 @@ class HTTPProvider:
             known = ", ".join(self.known_settings) or "none"
             where = f"binding {binding.name!r}: settings.{unknown[0]}"
             raise ConfigurationError(f"{where}: unknown; {self.type} knows {known}")
-        header = str(binding.settings.get("key_header", self.key_header.decode())).lower().encode()
+        header = self.key_header
+        if "key_header" in binding.settings:
+            name = str(binding.settings["key_header"])
+            ((given, _),) = header_fields({name: ""}, where=f"binding {binding.name!r}: settings.key_header")
+            header = given.lower()
         self._addresses[binding] = address_of(binding, self.default_base_url, bearer(binding, header), self.namespace)
 
     def address(self, binding: ProviderBinding) -> Address:
