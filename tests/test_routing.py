@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from penstock import ConfigurationError, new_key
+from penstock.gateway import Gateway
 from penstock.testing import FakeUpstream, Harness, RecordedRequest, Reply, http_reply
 from penstock.testing.harness import PEPPER
 from penstock.testing.upstream import Step
@@ -28,7 +29,7 @@ def gateway(upstream: FakeUpstream, tables: list[Table], /, **key: Any) -> Harne
     """Return a gateway with these bindings, all at one upstream, and a key with these settings."""
     secret = new_key()
     routing = {"bindings": [{"base_url": upstream.base_url, **table} for table in tables]}
-    config = {
+    config: dict[str, Any] = {
         "routing": routing,
         "virtual_keys": {"pepper": PEPPER, "keys": [{"name": "test", "secret": secret, **key}]},
     }
@@ -245,13 +246,7 @@ async def test_names_of_any_length_are_resolved_and_long_ones_are_not_kept() -> 
 
 def test_two_bindings_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"bindings\[1\]\.name: 'a' is taken"):
-        _ = open_gateway([binding("a"), binding("a")])
-
-
-def open_gateway(tables: list[Table]) -> Any:
-    from penstock.gateway import Gateway  # noqa: PLC0415 - one test builds without a harness
-
-    return Gateway(gateway(answering(), tables).configuration())
+        Gateway(gateway(answering(), [binding("a"), binding("a")]).configuration())
 
 
 # --- where the model stands in a request ----------------------------------------------------------------------------
@@ -383,7 +378,7 @@ async def test_stored_response_is_out_of_reach_for_keys_without_its_binding() ->
         {"name": "owner", "secret": owner, "bindings": ["a"]},
         {"name": "other", "secret": other, "bindings": ["b"]},
     ]
-    config = {"routing": {"bindings": tables}, "virtual_keys": {"pepper": PEPPER, "keys": keys}}
+    config: dict[str, Any] = {"routing": {"bindings": tables}, "virtual_keys": {"pepper": PEPPER, "keys": keys}}
     async with Harness(config=config, upstream=upstream) as harness:
         bearer = {"Authorization": f"Bearer {owner}"}
         await harness.request("POST", "/v1/responses", bearer, {"model": "m"})

@@ -97,7 +97,7 @@ GEMINI = "/v1beta/models/gemini-x:generateContent"
 
 
 def gemini(key: dict[str, Any]) -> Harness:
-    config = {
+    config: dict[str, Any] = {
         "virtual_keys": {"pepper": PEPPER, "keys": [key]},
         "routing": {"bindings": [{"name": "m", "type": "mock"}]},
     }
