@@ -178,6 +178,15 @@ async def test_unknown_model_is_refused_naming_at_most_ten_the_key_can_call() ->
         assert "m-10" not in error["message"]
 
 
+async def test_alias_that_leads_nowhere_is_refused_and_not_offered() -> None:
+    tables = [binding("a", models=["x"]), binding("b", models=["y"])]
+    aliases = {"broken": "no-such", "worse": "openai/x", "fine": "y"}
+    async with gateway(answering(), tables, model_aliases=aliases) as harness:
+        for asked in ("broken", "m-99"):
+            status, code, error = await refused(harness, asked)
+            assert (status, code, error["meta"]) == (400, "model_not_recognized", {"models": ["x", "y", "fine"]})
+
+
 @pytest.mark.parametrize("asked", ["openai/gpt-5", "far/gpt-5"])
 async def test_named_binding_the_key_may_not_use_is_not_bound(asked: str) -> None:
     tables = [PLAIN, EAST, binding("far", handle="far")]

@@ -53,10 +53,12 @@ class ModelLists:
         self._incomplete = b"X-%b-Models-Incomplete" % header_stem(namespace)
         self._cached: dict[str, tuple[float, list[Entry]]] = {}
 
-    async def answer(self, exchange: Exchange, principal: Principal, reachable: Sequence[Reachable]) -> Response:
+    async def answer(
+        self, exchange: Exchange, principal: Principal, reachable: Sequence[Reachable], known_names: frozenset[str]
+    ) -> Response:
         """Return the listing, or the one model named by the path, in the shape of the caller's dialect."""
         models: dict[str, tuple[str, Entry]] = {
-            model: (kind, {}) for model, kind in callable_models(principal, reachable)
+            model: (kind, {}) for model, kind in callable_models(principal, reachable, known_names)
         }
         failed = []
         undeclared = [found for found in reachable if not found.declares_any]
@@ -101,7 +103,7 @@ class ModelLists:
             return
         try:
             results[name] = await self._ask(exchange, found)
-        except (UpstreamError, RequestError, msgspec.MsgspecError):
+        except Exception:  # noqa: BLE001 - whatever a provider or its adapter does, the others are listed
             results[name] = None
         else:
             self._cached[name] = (self._clock(), results[name] or [])

@@ -12,6 +12,7 @@ import attrs
 from penstock import (
     BindingDirectory,
     Candidate,
+    ConfigurationError,
     Exchange,
     Fetch,
     Principal,
@@ -58,7 +59,15 @@ class Routing:
     async def lifespan(self) -> AsyncIterator[None]:
         """Check every binding against its provider before traffic comes."""
         for binding in self._directory.all_bindings():
-            self.services.provider_of(binding).check(binding)
+            provider = self.services.provider_of(binding)
+            try:
+                provider.check(binding)
+            except ConfigurationError:
+                raise
+            except Exception as error:
+                raise ConfigurationError(
+                    f"binding {binding.name!r}: its provider type {binding.type!r} failed to check it: {error!r}"
+                ) from error
         yield
 
     @hookimpl
@@ -67,7 +76,7 @@ class Routing:
         if exchange.request.endpoint.has_model or exchange.request.endpoint.operation not in ("models", "model"):
             return None
         principal = exchange.principal or _NOBODY
-        return self._lists.answer(exchange, principal, self._reachable(principal, "openai.models"))
+        return self._lists.answer(exchange, principal, self._reachable(principal, "openai.models"), self._names())
 
     @hookimpl
     def select_provider(self, exchange: Exchange) -> Candidate | None:
@@ -102,8 +111,8 @@ class Routing:
         key = (principal, model, endpoint.dialect)
         chain = self._chains.get(key)
         if chain is None:
-            names = frozenset([*self.services.providers.types, *self._handles()])
-            chain = tuple(resolve(model, principal, self._reachable(principal, endpoint.dialect), names))
+            reachable = self._reachable(principal, endpoint.dialect)
+            chain = tuple(resolve(model, principal, reachable, self._names()))
             if len(self._chains) >= _REMEMBERED_CHAINS:
                 self._chains.clear()
             if len(model) <= _REMEMBERED_MODEL:
@@ -125,8 +134,10 @@ class Routing:
             raise RequestError("provider_not_bound", "This virtual key has no provider binding for this endpoint.")
         return [found.candidate(None, "stored") for found in chosen]
 
-    def _handles(self) -> list[str]:
-        return [binding.handle for binding in self._directory.all_bindings() if binding.handle]
+    def _names(self) -> frozenset[str]:
+        """Return every type and handle there is, reachable or not."""
+        handles = [binding.handle for binding in self._directory.all_bindings() if binding.handle]
+        return frozenset([*self.services.providers.types, *handles])
 
     def _reachable(self, principal: Principal, dialect: str) -> list[Reachable]:
         """Return the bindings a key may use whose provider speaks the dialect."""

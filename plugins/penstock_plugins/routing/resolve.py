@@ -46,7 +46,7 @@ def resolve(
     model = principal.model_aliases.get(asked, asked)
     found = _find(model, reachable, known_names)
     if not found:
-        raise _not_recognized(asked, principal, reachable)
+        raise _not_recognized(asked, principal, reachable, known_names)
     if asked in principal.model_aliases:
         found = [attrs.evolve(candidate, model_source="alias") for candidate in found]
     allowed = [candidate for candidate in found if is_allowed(principal, candidate, model)]
@@ -105,27 +105,32 @@ def _find(model: str, reachable: Sequence[Reachable], known_names: frozenset[str
     return [found.candidate(model, "undeclared") for found in reachable if not found.declares_any]
 
 
-def callable_models(principal: Principal, reachable: Sequence[Reachable]) -> list[tuple[str, str]]:
+def callable_models(
+    principal: Principal, reachable: Sequence[Reachable], known_names: frozenset[str]
+) -> list[tuple[str, str]]:
     """Return (model, provider type) of aliases and declared models this key may call, without duplicates."""
     names: dict[str, str] = {}
     for found in reachable:
         for model in (*found.binding.models, *found.binding.model_map):
             if model not in names and is_allowed(principal, found.candidate(model, "declared"), model):
                 names[model] = found.binding.type
-    types = frozenset(found.binding.type for found in reachable)
-    for alias in principal.model_aliases:
+    for alias, model in principal.model_aliases.items():
         try:
-            candidates = resolve(alias, principal, reachable, types)
+            candidates = _find(model, reachable, known_names)
         except RequestError:
             continue
-        names[alias] = candidates[0].binding.type
+        allowed = [candidate for candidate in candidates if is_allowed(principal, candidate, model)]
+        if allowed:
+            names[alias] = allowed[0].binding.type
     return list(names.items())
 
 
-def _not_recognized(asked: str, principal: Principal, reachable: Sequence[Reachable]) -> RequestError:
+def _not_recognized(
+    asked: str, principal: Principal, reachable: Sequence[Reachable], known_names: frozenset[str]
+) -> RequestError:
     if not reachable:
         return RequestError("provider_not_bound", "This virtual key has no provider binding.", param="model")
-    models = [model for model, _ in callable_models(principal, reachable)][:_SHOWN_MODELS]
+    models = [model for model, _ in callable_models(principal, reachable, known_names)][:_SHOWN_MODELS]
     hint = f"; it can call {', '.join(models)}" if models else "; name one as handle/model or type/model"
     return RequestError(
         "model_not_recognized",
