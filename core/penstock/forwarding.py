@@ -99,8 +99,7 @@ def forward(
     """
     request = exchange.request
     head: RequestHead = request.head
-    if body is None:
-        body = request.body
+    body = request.body if body is None else body
     if candidate.model is not None and request.endpoint.has_model and candidate.model != exchange.peek.model:
         if body is request.body:
             body = editable_body(request)
@@ -123,13 +122,7 @@ def forward(
     if query:
         target += b"?" + query
     return UpstreamRequest(
-        address.origin,
-        head.method,
-        target or b"/",
-        b"".join(fields),
-        body,
-        candidate.binding.timeouts,
-        response_filter,
+        address.origin, head.method, target or b"/", b"".join(fields), body, candidate.binding.timeouts, response_filter
     )
 
 
