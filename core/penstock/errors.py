@@ -59,9 +59,9 @@ class PenstockError(Exception):
 class RequestError(PenstockError):
     """Refuse the exchange with an answer written by the gateway.
 
-    ``code`` is a key of STATUS_OF_CODE; ``message`` says what was refused, by which rule and what to do, and never
-    holds a secret or prompt text; ``param`` points at the place in the body; ``meta`` holds JSON values; ``fields``
-    are additional response header fields.
+    ``code`` is a key of STATUS_OF_CODE, or one of a plugin's own with a ``status``; ``message`` says what was refused,
+    by which rule and what to do, and never holds a secret or prompt text; ``param`` points at the place in the body;
+    ``meta`` holds JSON values; ``fields`` are additional response header fields.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class RequestError(PenstockError):
         status: int | None = None,
     ) -> None:
         super().__init__(message)
+        if status is None and code not in STATUS_OF_CODE:
+            raise ValueError(f"{code!r} is no code of the gateway; a code of your own needs status=")
         self.code = code
         self.message = message
         self.param = param

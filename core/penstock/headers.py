@@ -44,7 +44,7 @@ _HIDDEN_PARTS = (b"token", b"secret", b"key")
 class Headers:
     """Keep header fields in order, with duplicates and the spelling in which they were sent.
 
-    Names compare without regard to case; names passed to the look-ups must be lower-case bytes.
+    Names compare without regard to case, also those passed to the look-ups; lower-case ones are found fastest.
     `raw` holds (name as sent, value stripped of blanks) pairs and `index` maps each lower-case name to its
     first value, in order of first appearance; both are read-only. Two objects are equal when they hold the
     same fields in the same order. `repr` hides the values of fields that may carry credentials.
@@ -65,10 +65,14 @@ class Headers:
 
     def get(self, name: bytes, default: bytes | None = None) -> bytes | None:
         """Return the first value of `name`."""
-        return self.index.get(name, default)
+        value = self.index.get(name)
+        if value is None:
+            return default if name.islower() else self.index.get(name.lower(), default)
+        return value
 
     def get_all(self, name: bytes) -> list[bytes]:
         """Return every value of `name`, in order."""
+        name = name.lower()
         if name not in self.index:
             return []
         return [value for sent, value in self.raw if sent.lower() == name]
@@ -83,12 +87,12 @@ class Headers:
         return Headers([*self.raw, *pairs])
 
     def without(self, names: Iterable[bytes]) -> Headers:
-        """Return a copy without the fields called `names` (lower-case)."""
-        dropped = frozenset(names)
+        """Return a copy without the fields called `names`."""
+        dropped = frozenset([name.lower() for name in names])
         return Headers([pair for pair in self.raw if pair[0].lower() not in dropped])
 
     def __contains__(self, name: object) -> bool:
-        return name in self.index
+        return name in self.index or (isinstance(name, bytes) and name.lower() in self.index)
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         return iter(self.raw)

@@ -121,6 +121,9 @@ class Hooks:
             return NO_EDITS if response_filter is None else Edits(response_filter)
         names = watchers or ()
         calls = tuple(call for call in self.on_stream_chunk if call.is_always or call.plugin in names)
+        unknown = set(names).difference(call.plugin for call in calls)
+        if unknown:
+            raise PluginError(min(unknown), "on_stream_chunk, which it was to watch with and does not implement,")
         if not calls and response_filter is None:
             return NO_EDITS
         return Edits(response_filter, calls)

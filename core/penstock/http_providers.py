@@ -26,6 +26,10 @@ OPENAI_DIALECTS = frozenset(
 _ANTHROPIC_VERSION = b"2023-06-01"
 
 
+def _field_name(name: str | bytes) -> bytes:
+    return (name.encode() if isinstance(name, str) else name).lower()
+
+
 @attrs.define(eq=False, kw_only=True)
 class HTTPProvider:
     """Keep the address of each binding; subclasses say how to build and read."""
@@ -34,10 +38,13 @@ class HTTPProvider:
     namespace: str = "penstock"
     default_base_url: str | None = None
     model_prefixes: tuple[str, ...] = ()
-    key_header: bytes = b"authorization"
+    key_header: bytes = attrs.field(default=b"authorization", converter=_field_name)
+    """The field the credential goes into, as str or bytes."""
     dialects: frozenset[str] = frozenset()
     known_settings: tuple[str, ...] = ("key_header",)
-    _addresses: dict[ProviderBinding, Address] = attrs.Factory(dict)
+    """Names a binding's ``settings`` may hold; a subclass adds its own."""
+    _addresses: dict[str, Address] = attrs.Factory(dict)
+    """By binding id, so that a subclass may check a changed copy of a binding."""
 
     def check(self, binding: ProviderBinding) -> None:
         """Put the binding's address together. Raises ConfigurationError where that cannot work."""
@@ -51,13 +58,15 @@ class HTTPProvider:
             name = str(binding.settings["key_header"])
             ((given, _),) = header_fields({name: ""}, where=f"binding {binding.name!r}: settings.key_header")
             header = given.lower()
-        self._addresses[binding] = address_of(binding, self.default_base_url, bearer(binding, header), self.namespace)
+        credential = bearer(binding, header)
+        self._addresses[binding.id] = address_of(binding, self.default_base_url, credential, self.namespace)
 
     def address(self, binding: ProviderBinding) -> Address:
-        address = self._addresses.get(binding)
+        """Return where a binding's requests go."""
+        address = self._addresses.get(binding.id)
         if address is None:
             self.check(binding)
-            address = self._addresses[binding]
+            address = self._addresses[binding.id]
         return address
 
 
@@ -97,7 +106,7 @@ class AnthropicProvider(HTTPProvider):
     """Speak Anthropic's dialect at a base URL with or without ``/v1``."""
 
     dialects: frozenset[str] = frozenset({"anthropic.messages", "openai.models"})
-    key_header: bytes = b"x-api-key"
+    key_header: bytes = attrs.field(default=b"x-api-key", converter=_field_name)
 
     def build(self, exchange: Exchange, candidate: Candidate) -> UpstreamRequest:
         """Forward the body as it is."""

@@ -7,11 +7,14 @@ start and a fifth of the idle memory, and a JSON line needs neither.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 import msgspec
+
+from penstock.errors import PenstockError
 
 Mode = Literal["auto", "json", "console", "off"]
 Render = Callable[[dict[str, Any]], str]
@@ -30,14 +33,45 @@ def console_renderer() -> Render:
     return lambda fields: str(render(None, "info", fields))
 
 
+_SPEAKING = (PenstockError, OSError, AttributeError, NameError, TypeError, ImportError)
+"""Exceptions whose text is about code or the system; that of a KeyError or a ValueError often quotes what was read."""
+
+
+def message_of(error: BaseException) -> str:
+    """Return what an exception says, as far as that can hold neither secret nor prompt."""
+    return str(error) if isinstance(error, _SPEAKING) else ""
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the frames of an exception and of what led to it, without local variables and texts of others."""
+    return "".join(_lines_of(error, set()))
+
+
+def _lines_of(error: BaseException, seen: set[int]) -> Iterator[str]:
+    seen.add(id(error))
+    earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if earlier is not None and id(earlier) not in seen:
+        yield from _lines_of(earlier, seen)
+        yield "\nwhich led to:\n\n"
+    yield "Traceback (most recent call last):\n"
+    yield from traceback.format_tb(error.__traceback__)
+    message = message_of(error)
+    yield f"{type(error).__qualname__}: {message}\n" if message else f"{type(error).__qualname__}\n"
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _lines_of(part, seen)
+
+
 class Log:
-    """Write messages. Fields never hold secrets or prompts."""
+    """Write messages. Fields never hold secrets or prompts; a stream that cannot take a message loses it."""
 
     def __init__(self, mode: Mode = "json", stream: TextIO | None = None) -> None:
         self.stream = sys.stderr if stream is None else stream
         self.is_console = mode == "console" or (mode == "auto" and self.stream.isatty())
         self.is_off = mode == "off"
         self._render: Render | None = None
+        self.lost = 0
+        """Messages the stream did not take."""
 
     def info(self, event: str, **fields: Any) -> None:
         if not self.is_off:
@@ -58,5 +92,8 @@ class Log:
     def _write(self, level: str, event: str, fields: dict[str, Any]) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = self.render({"timestamp": at, "level": level, "event": event, **fields})
-        self.stream.write(line + "\n")
-        self.stream.flush()
+        try:
+            self.stream.write(line + "\n")
+            self.stream.flush()
+        except (OSError, ValueError):  # a reader that is gone, a full disk, a closed stream: traffic goes on
+            self.lost += 1

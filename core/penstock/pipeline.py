@@ -169,21 +169,30 @@ class Pipeline:
         if self.hooks.sees_all_chunks and exchange.chunk_watchers is None:
             exchange.chunk_watchers = set()
         request = self._build(exchange, candidate)
+        edits = self.hooks.edits_for(exchange, request.response_filter)
         try:
             response = await self.transports.send(request)
         except UpstreamError as error:
             _note_fault(attempt, error)
             return None
         finally:
-            now = monotonic_ns()
-            exchange.upstream_ns += now - started
+            exchange.upstream_ns += monotonic_ns() - started
         attempt.status = response.head.status
-        relay = Relay(exchange, response, client, self.hooks.edits_for(exchange, request.response_filter))
+        return await self._judge(exchange, attempt, request, Relay(exchange, response, client, edits))
+
+    async def _judge(
+        self, exchange: Exchange, attempt: Attempt, request: UpstreamRequest, relay: Relay
+    ) -> Relay | None:
+        """Wait until an answer may be committed, and note on the attempt why it should not be."""
+        response = relay.response
         try:
             response.start(relay)
-            verdict = relay.verdict or await relay.wait_verdict(
-                max(0.0, request.timeouts.first_byte - (now - started) / 1e9)
-            )
+            verdict = relay.verdict
+            if verdict is None:
+                waiting = monotonic_ns()
+                timeout = request.timeouts.first_byte - (waiting - attempt.started_ns) / 1e9
+                verdict = await relay.wait_verdict(max(0.0, timeout))
+                exchange.upstream_ns += monotonic_ns() - waiting
         except BaseException:
             relay.abandon()
             raise

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from penstock import __version__
 from penstock.errors import ConfigurationError
 from penstock.logs import overhead_ns
-from penstock.models import Attempt
+from penstock.models import Attempt, Principal, Usage
 from penstock.telemetry import Record
 
 _SCOPE = InstrumentationScope("penstock", __version__)
@@ -53,7 +53,8 @@ class SpanSink:
             server = self._server_span(record)
             spans.append(server)
             spans += [self._attempt_span(record, attempt, server.context) for attempt in record.attempts]
-        self._exporter.export(spans)
+        if self._exporter.export(spans) is not SpanExportResult.SUCCESS:
+            raise ConnectionError("the exporter could not deliver the spans")
 
     def close(self) -> None:
         self._exporter.shutdown()
@@ -106,16 +107,29 @@ class SpanSink:
             }
             if record.committed_ns is not None:
                 attributes[f"{name}.stream.first_byte_ms"] = record.committed_ns / 1e6
-        usage = record.usage
-        if usage is not None:
-            attributes |= {
-                "gen_ai.usage.input_tokens": usage.all_input,
-                "gen_ai.usage.output_tokens": usage.output,
-                "gen_ai.usage.cache_read.input_tokens": usage.cache_read,
-                "gen_ai.usage.cache_creation.input_tokens": usage.cache_write_5m + usage.cache_write_1h,
-                f"{name}.usage_source": usage.source,
-            }
+        if record.principal is not None:
+            attributes |= self._attribution(record.principal)
+        if record.usage is not None:
+            attributes |= self._counts(record.usage)
         return {key: value for key, value in attributes.items() if value is not None}
+
+    def _attribution(self, principal: Principal) -> dict[str, Any]:
+        name = self._namespace
+        return {
+            f"{name}.project_id": principal.project_id,
+            f"{name}.team_id": principal.team_id,
+            f"{name}.org_id": principal.organization_id,
+            f"{name}.principal_id": principal.principal_id,
+        }
+
+    def _counts(self, usage: Usage) -> dict[str, Any]:
+        return {
+            "gen_ai.usage.input_tokens": usage.all_input,
+            "gen_ai.usage.output_tokens": usage.output,
+            "gen_ai.usage.cache_read.input_tokens": usage.cache_read,
+            "gen_ai.usage.cache_creation.input_tokens": usage.cache_write_5m + usage.cache_write_1h,
+            f"{self._namespace}.usage_source": usage.source,
+        }
 
     def _attempt_span(self, record: Record, attempt: Attempt, parent: SpanContext) -> ReadableSpan:
         context = SpanContext(

@@ -24,13 +24,16 @@ _BRACE, _BRACKET, _BRACE_END, _BRACKET_END = b"{[}]"
 _CLOSER = {_BRACE: _BRACE_END, _BRACKET: _BRACKET_END}
 
 # Short strings and small containers are matched inside one regex step; long strings are left to bytes.find,
-# which is an order of magnitude faster per byte. Every quantifier is possessive: nothing is matched twice but
-# what a failed fold has looked at, at most once per fold level.
+# which is an order of magnitude faster per byte. Nothing is matched twice but what a failed fold has looked at,
+# at most once per fold level: single classes are possessive, repeated groups stand in atomic groups (possessive
+# ones match wrongly before CPython 3.11.5, gh-106052). Their counts are bounded because the matcher keeps some
+# hundred bytes per repetition until the group ends.
 _WS = rb"[ \t\n\r]*+"
+_PLAIN = rb'[^"{}\[\]]'
 _SHORT = rb'"[^"]{0,256}+(?<!\\)"'
-_RUN = rb'(?:[^"{}\[\]]++|' + _SHORT + rb")*+"
+_RUN = rb"(?>(?:" + _PLAIN + rb"++|" + _SHORT + rb"){0,2000})"
 _LEAF = rb"(?:\{" + _RUN + rb"\}|\[" + _RUN + rb"\])"
-_RUN2 = rb'(?:[^"{}\[\]]++|' + _SHORT + rb"|" + _LEAF + rb")*+"
+_RUN2 = rb"(?>(?:" + _PLAIN + rb"++|" + _SHORT + rb"|" + _LEAF + rb"){0,2000})"
 _FOLD = rb"(?:\{" + _RUN2 + rb"\}|\[" + _RUN2 + rb"\])"
 _BARE = rb"[-+.\w]++"
 _VALUE = rb"(" + _SHORT + rb"|" + _BARE + rb"|" + _FOLD + rb")"
@@ -39,12 +42,15 @@ _space = re.compile(_WS).match
 _bare = re.compile(_BARE).match
 _member = re.compile(rb"(" + _SHORT + rb")" + _WS + rb":" + _WS + _VALUE + _WS + rb"([,}])" + _WS).match
 _element = re.compile(rb"()" + _VALUE + _WS + rb"([,\]])" + _WS).match
-_to_bracket = re.compile(rb'(?:[^"{}\[\]]++|' + _SHORT + rb"|" + _FOLD + rb')*+(["{}\[\]])').match
-_to_name = re.compile(rb'(?:[^"{}\[\]]++|' + _SHORT + rb"(?!" + _WS + rb':))*+(?:([{}\[\]])|(?="))').match
-# A string with escaped quotes. First alternative: each of them follows a single backslash.
-_escaped = re.compile(
-    rb'"(?>(?:[^"]*+(?<=[^\\]\\)")*+[^"]*+(?<!\\)"|[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL
+_to_bracket = re.compile(
+    rb"(?>(?:" + _PLAIN + rb"++|" + _SHORT + rb"|" + _FOLD + rb"){0,2000})" + _PLAIN + rb'*+(["{}\[\]])'
 ).match
+_to_name = re.compile(
+    rb"(?>(?:" + _PLAIN + rb"++|" + _SHORT + rb"(?!" + _WS + rb":)){0,2000})" + _PLAIN + rb'*+(?:([{}\[\]])|(?="))'
+).match
+# A quote that is not behind exactly one or exactly three backslashes, which is how the usual escaped ones come.
+_unusual_quote = re.compile(rb'"(?<![^\\]\\")(?<![^\\]\\\\\\")').search
+_in_string = re.compile(rb'[^"\\]*+(?>(?:\\.[^"\\]*+){0,2000})', re.DOTALL).match
 
 _Item = tuple[int, int, int, int]  # of a child: name start, name end, value start, value end
 
@@ -395,12 +401,22 @@ def _value_end(body: bytes, position: int) -> int:
 def _string_end(body: bytes, position: int) -> int:
     """Find the end of the string whose opening quote is at position."""
     end = body.find(b'"', position + 1)
-    if end >= 0 and body[end - 1] != _BACKSLASH:
-        return end + 1
-    found = _escaped(body, position)
-    if found is None:
+    if end > 0 and body[end - 1] == _BACKSLASH:
+        found = _unusual_quote(body, end)
+        end = -1 if found is None else found.start()
+        if end > 0 and body[end - 1] == _BACKSLASH:
+            end = _escaped_end(body, position, end)
+    if end < 0:
         raise SpliceError(f"offset {position}: expected a string that ends")
-    return found.end()
+    return end + 1
+
+
+def _escaped_end(body: bytes, start: int, quote: int) -> int:
+    """Find the end of the string from start, -1 if there is none; quote: one in it behind several backslashes."""
+    position = start + len(body[start:quote].rstrip(b"\\"))
+    while (end := _in_string(body, position).end()) > position:  # type: ignore[union-attr]  # it also matches nothing
+        position = end
+    return position if body[position : position + 1] == b'"' else -1
 
 
 def _container_end(body: bytes, position: int) -> int:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from penstock.errors import PluginError
-from penstock.log import Log
-from penstock.models import Attempt, Exchange, TraceContext, Usage
+from penstock.log import Log, message_of, traceback_of
+from penstock.models import Attempt, Exchange, Principal, TraceContext, Usage
 
 QUEUE_RECORDS = 50_000
 _SLICE = 64
 _INTERVAL_SECONDS = 0.05
+STOP_SECONDS = 5.0
 
 
 class Record(NamedTuple):
@@ -52,6 +52,7 @@ class Record(NamedTuple):
     chunks: int
     bytes_out: int
     usage: Usage | None
+    principal: Principal | None = None
 
 
 class Sink(Protocol):
@@ -85,13 +86,13 @@ class Telemetry:
 
     def report_fault(self, exchange: Exchange | None, error: BaseException) -> None:
         """Log an unexpected exception with plugin and hook where they are known."""
-        details: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
+        details: dict[str, Any] = {"error": type(error).__name__, "message": message_of(error)}
         if exchange is not None:
             details["request_id"] = exchange.request_id.decode()
         if isinstance(error, PluginError):
             details |= {"plugin": error.plugin, "hook": error.hook}
-        # Formatted here, without local variables: those hold keys and prompts.
-        details["traceback"] = "".join(traceback.format_exception(error.__cause__ or error))
+        # Without local variables and the texts of strangers' exceptions: those hold keys and prompts.
+        details["traceback"] = traceback_of(error.__cause__ or error)
         self.log.error("fault", **details)
 
     def start(self) -> None:
@@ -100,10 +101,14 @@ class Telemetry:
             self._thread.start()
 
     def stop(self) -> None:
-        """Write what is queued and close the sinks; bounded by the sinks themselves."""
+        """Write what is queued and close the sinks. One that hangs loses the queue, it does not hold up the end."""
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join(timeout=5.0)
+            self._thread.join(timeout=STOP_SECONDS)
+            if self._thread.is_alive():
+                self.dropped += len(self._queue)
+                self._queue.clear()
+                return
             self._thread = None
         self.drain()
         for sink in self._sinks:
@@ -157,4 +162,5 @@ def _record_of(exchange: Exchange) -> Record:
         exchange.chunks_out,
         exchange.bytes_out,
         exchange.usage,
+        principal,
     )
