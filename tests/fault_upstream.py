@@ -12,10 +12,12 @@ import anyio
 import anyio.lowlevel
 import attrs
 
-from penstock.testing import FakeUpstream, Harness, RawClient
+from penstock.testing import FakeUpstream, Harness, RawClient, stream_reply
 
 PATIENCE_SECONDS = 5.0
 CREDENTIAL = "sk-upstream"
+JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
+HALF_EVENT = b'data: {"par'
 
 
 @attrs.frozen
@@ -88,6 +90,11 @@ def bindings(*upstreams: FakeUpstream, **settings: Any) -> dict[str, dict[str, A
                 }
             )
     return {"routing": {"bindings": table}}
+
+
+def whole_stream(dialect: Dialect) -> FakeUpstream:
+    """Return an upstream that answers every request with the dialect's stream."""
+    return FakeUpstream([stream_reply(*dialect.events)], repeat=True)
 
 
 async def until(condition: Callable[[], object], what: str) -> None:

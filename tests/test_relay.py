@@ -1,4 +1,4 @@
-"""The commit rule, the bound on what is probed and queued, and filters that fail."""
+"""The commit rule, filters, and chunk hooks that keep, edit, hold back, block, fail and take their time."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ from typing import Any
 import anyio
 import attrs
 import pytest
+from anyio.lowlevel import checkpoint
 
-from fault_upstream import ANTHROPIC, OPENAI, events_of, payload_of, until, watched
-from penstock import Candidate, Chunk, Exchange, OpenAIProvider, Provider, UpstreamRequest, hookimpl
+from fault_upstream import ANTHROPIC, DIALECTS, OPENAI, Dialect, events_of, payload_of, until, watched, whole_stream
+from penstock import (
+    Candidate,
+    Chunk,
+    Exchange,
+    OpenAIProvider,
+    PluginError,
+    Provider,
+    RequestError,
+    UpstreamRequest,
+    hookimpl,
+)
 from penstock.relay import PROBE_BYTES, QUEUED_BYTES
-from penstock.testing import LAST_CHUNK, STREAM_HEAD, Close, FakeUpstream, Pause, Stall, chunk, stream_reply
+from penstock.testing import LAST_CHUNK, STREAM_HEAD, Close, FakeUpstream, Pause, Stall, chunk, http_reply, stream_reply
 from penstock.testing.strategies import encode
 from penstock.testing.upstream import Step
 
 pytestmark = pytest.mark.anyio
+SECRET = "do not tell the client"
 WHOLE = b"".join(OPENAI.events)
 
 
@@ -135,6 +147,188 @@ async def test_filter_that_fails_ends_the_stream_and_is_logged(where: str) -> No
         assert (reply.status, reply.is_complete) == (200, False)
         assert payload_of(events_of(reply.body)[-1])["error"]["code"] == "plugin_error"
         assert run.harness.exchanges[0].stream_end == "blocked"
+
+
+# --- chunk hooks ----------------------------------------------------------------------------------------------------
+
+
+class Chunks:
+    """Do to each chunk what a test says, without or with awaiting, and keep what was seen."""
+
+    sees_chunks = True
+
+    def __init__(self, act: Any) -> None:
+        self.act = act
+        self.seen: list[bytes] = []
+        self.ends = 0
+
+    @hookimpl
+    def on_stream_chunk(self, exchange: Exchange, chunk: Chunk) -> bytes | None:
+        return self.note(chunk)
+
+    def note(self, chunk: Chunk) -> bytes | None:
+        self.seen += [event.raw for event in chunk.events]
+        self.ends += chunk.is_end
+        result: bytes | None = self.act(chunk)
+        return result
+
+
+class AsyncChunks(Chunks):
+    """The same, awaiting."""
+
+    @hookimpl
+    async def on_stream_chunk(self, exchange: Exchange, chunk: Chunk) -> bytes | None:  # type: ignore[override]
+        await checkpoint()
+        return self.note(chunk)
+
+
+BOTH = pytest.mark.parametrize("kind", [Chunks, AsyncChunks], ids=["def", "async"])
+EACH = pytest.mark.parametrize("dialect", DIALECTS, ids=[each.name for each in DIALECTS])
+
+
+def cut_stream(dialect: Dialect) -> FakeUpstream:
+    """Cut the stream's chunks where no event ends."""
+    body = b"".join(dialect.events)
+    pieces = [body[at : at + 37] for at in range(0, len(body), 37)]
+    return FakeUpstream([[STREAM_HEAD, *map(chunk, pieces), LAST_CHUNK]], repeat=True)
+
+
+@BOTH
+@EACH
+async def test_chunk_hook_that_returns_none_sees_whole_events_and_keeps_every_byte(kind: Any, dialect: Dialect) -> None:
+    watcher = kind(lambda chunk: None)
+    async with watched(cut_stream(dialect), plugins=[watcher]) as run:
+        run.idle = 1
+        reply = await run.harness.request("POST", dialect.path, body=dialect.body)
+        assert (reply.body, reply.is_complete) == (b"".join(dialect.events), True)
+        assert (watcher.seen, watcher.ends) == (list(dialect.events), 1)
+        assert run.harness.exchanges[0].usage is not None
+
+
+@BOTH
+async def test_chunk_hook_edits_and_holds_back(kind: Any) -> None:
+    held: list[bytes] = []
+
+    def act(chunk: Chunk) -> bytes:
+        if chunk.is_end:
+            return b"".join(held) + chunk.data
+        held.append(chunk.data.replace(b" end", b" END"))
+        return b""
+
+    async with watched(cut_stream(OPENAI), plugins=[kind(act)]) as run:
+        run.idle = 1
+        reply = await run.harness.request("POST", OPENAI.path, body=OPENAI.body)
+        assert (reply.body, reply.is_complete) == (b"".join(OPENAI.events).replace(b" end", b" END"), True)
+
+
+@BOTH
+async def test_chunk_hook_edits_json_of_any_length(kind: Any) -> None:
+    upstream = FakeUpstream([[http_reply(b'{"a":1}')]])
+
+    def act(chunk: Chunk) -> bytes:
+        return chunk.data.replace(b"1", b"12345") + (b" " if chunk.is_end else b"")
+
+    async with watched(upstream, plugins=[kind(act)]) as run:
+        run.idle = 1
+        reply = await run.harness.request("POST", OPENAI.path, body=b'{"model":"m"}')
+        assert (reply.body, reply.header("content-length")) == (b'{"a":12345} ', None)
+
+
+@BOTH
+@EACH
+@pytest.mark.parametrize("position", [0, 1, -1])
+async def test_blocked_chunk_ends_the_stream_with_one_terminal_event(
+    kind: Any, dialect: Dialect, position: int
+) -> None:
+    """No byte of the event that was refused reaches the client, and the upstream is let go."""
+    refused = dialect.events[position]
+
+    def act(chunk: Chunk) -> None:
+        if refused in chunk.data:
+            raise RequestError("guardrail_blocked", "No.")
+
+    stall = Stall()
+    async with watched(FakeUpstream([[STREAM_HEAD, *map(chunk, dialect.events), stall]]), plugins=[kind(act)]) as run:
+        reply = await run.harness.request("POST", dialect.path, body=dialect.body)
+        assert not reply.is_complete
+        *passed, last = events_of(reply.body)
+        assert refused not in reply.body
+        assert b"".join(event + b"\n\n" for event in passed) == b"".join(dialect.events[:position])
+        assert dialect.is_terminal(payload_of(last), "stream_chunk_blocked", "guardrail_blocked")
+        exchange = run.harness.exchanges[0]
+        assert (exchange.stream_end, exchange.error and exchange.error.code) == ("blocked", "guardrail_blocked")
+        await stall.gone.wait()
+
+
+def fail_first(chunk: Chunk) -> None:
+    raise KeyError(SECRET)
+
+
+def fail_late(chunk: Chunk) -> None:
+    if b"DONE" in chunk.data:
+        raise KeyError(SECRET)
+
+
+def fail_at_the_end(chunk: Chunk) -> None:
+    if chunk.is_end:
+        raise KeyError(SECRET)
+
+
+def answer_text(chunk: Chunk) -> Any:
+    return "text"
+
+
+@BOTH
+@pytest.mark.parametrize("act", [fail_first, fail_late, fail_at_the_end, answer_text])
+async def test_chunk_hook_that_fails_ends_the_stream_and_is_logged(kind: Any, act: Any) -> None:
+    async with watched(whole_stream(OPENAI), plugins=[("faulty", kind(act))]) as run:
+        run.faults = 1
+        reply = await run.harness.request("POST", OPENAI.path, body=OPENAI.body)
+        run.idle = len(run.harness.gateway.transports.direct.idle)
+        assert not reply.is_complete
+        last = events_of(reply.body)[-1]
+        assert payload_of(last)["error"]["code"] == "plugin_error"
+        assert SECRET.encode() not in reply.raw
+        (fault,) = run.harness.faults
+        assert act is answer_text or (isinstance(fault, PluginError) and fault.plugin == "faulty")
+        assert run.harness.exchanges[0].stream_end == "blocked"
+
+
+@BOTH
+async def test_client_that_leaves_a_watched_stream_settles_once(kind: Any) -> None:
+    stall = Stall()
+    script: list[Step] = [STREAM_HEAD, chunk(OPENAI.events[0]), stall]
+    async with watched(FakeUpstream([script]), plugins=[kind(lambda chunk: None)]) as run:
+        async with run.harness.stream("POST", OPENAI.path, body=OPENAI.body) as stream:
+            assert await anext(aiter(stream)) == OPENAI.events[0]
+        await stall.gone.wait()
+        await run.harness.wait_settled(1)
+        assert run.harness.exchanges[0].stream_end == "client_gone"
+
+
+@BOTH
+@EACH
+async def test_watched_stream_that_breaks_ends_in_a_terminal_event(kind: Any, dialect: Dialect) -> None:
+    pause = Pause()
+    script: list[Step] = [STREAM_HEAD, chunk(dialect.events[0]), pause, chunk(b"data: {"), Stall()]
+    timeouts = {"idle": 0.1, "first_byte": 5.0}
+    async with watched(FakeUpstream([script]), plugins=[kind(lambda chunk: None)], timeouts=timeouts) as run:
+        async with run.harness.stream("POST", dialect.path, body=dialect.body) as stream:
+            assert await anext(aiter(stream)) == dialect.events[0]
+            pause.release()
+            reply = await stream.read()
+        assert not reply.is_complete
+        last = events_of(reply.body)[-1]
+        assert dialect.is_terminal(payload_of(last), "upstream_mid_stream_failure", "provider_error")
+
+
+@BOTH
+async def test_compressed_answer_is_not_asked_for_where_chunks_are_watched(kind: Any) -> None:
+    async with watched(whole_stream(OPENAI), plugins=[kind(lambda chunk: None)]) as run:
+        run.idle = 1
+        headers = {"Accept-Encoding": "gzip, br"}
+        await run.harness.request("POST", OPENAI.path, headers, OPENAI.body)
+        assert run.upstreams[0].requests[0].headers.get(b"accept-encoding") == b"identity"
 
 
 # --- hooks that await -----------------------------------------------------------------------------------------------

@@ -60,15 +60,15 @@ class Meter:
         self.total_bytes += len(data)
         if self._decoded is not None:
             data = self._decoded.feed(data)
-        cut = self._cut(data) if len(data) > TAIL_BYTES else None
-        room = HEAD_BYTES - self._head_bytes
-        if room > 0:
+        room = max(0, HEAD_BYTES - self._head_bytes)
+        cut = self._cut(data) if len(data) > TAIL_BYTES + room else None
+        if room:
             self._head_bytes += len(data)
             if cut is None:
                 self._head.append(data)
             else:
-                self._head.append(data[: min(room, cut[0])])
-                self._has_gap = cut[0] > room
+                self._has_gap = True
+                self._head.append(data[:room])
                 self._add_to_tail(cut[1], data[cut[0] :])
         elif cut is None:
             self._add_to_tail(self._before, data)
