@@ -12,9 +12,7 @@ from penstock.splice import Span, SpliceError
 
 SPACE = st.sampled_from(["", "", "", " ", "\n", "\t", "\r\n  "])
 NAMES = st.sampled_from(["model", "a", "b", "stream_options", "", "é", "\U0001f600", 'q"', "\\", "x" * 90])
-NUMBERS = st.sampled_from(
-    ["0", "-0.0", "1E400", "1e-7", str(10**40), "12.50", "true", "false", "null", "NaN"]
-)
+NUMBERS = st.sampled_from(["0", "-0.0", "1E400", "1e-7", str(10**40), "12.50", "true", "false", "null", "NaN"])
 
 
 def spell(text: str, escaped: frozenset[int]) -> str:

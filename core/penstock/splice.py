@@ -26,8 +26,8 @@ _CLOSER = {_BRACE: _BRACE_END, _BRACKET: _BRACKET_END}
 # Short strings and small containers are matched inside one regex step; long strings are left to bytes.find,
 # which is an order of magnitude faster per byte. Nothing is matched twice but what a failed fold has looked at,
 # at most once per fold level: single classes are possessive, repeated groups stand in atomic groups (possessive
-# ones match wrongly before CPython 3.11.5, gh-106052). Their counts are bounded because the matcher keeps some
-# hundred bytes per repetition until the group ends.
+# ones match wrongly before CPython 3.11.5). Their counts are bounded because the matcher keeps some hundred
+# bytes per repetition until the group ends.
 _WS = rb"[ \t\n\r]*+"
 _PLAIN = rb'[^"{}\[\]]'
 _SHORT = rb'"[^"]{0,256}+(?<!\\)"'
@@ -50,7 +50,7 @@ _to_name = re.compile(
 ).match
 # A quote that is not behind exactly one or exactly three backslashes, which is how the usual escaped ones come.
 _unusual_quote = re.compile(rb'"(?<![^\\]\\")(?<![^\\]\\\\\\")').search
-_in_string = re.compile(rb'[^"\\]*+(?>(?:\\.[^"\\]*+){0,2000})', re.DOTALL).match
+_rest_of_string = re.compile(rb'[^"\\]*+(?>(?:(?>(?:\\.[^"\\]*+){1,2000}))*)"', re.DOTALL).match
 
 _Item = tuple[int, int, int, int]  # of a child: name start, name end, value start, value end
 
@@ -401,22 +401,15 @@ def _value_end(body: bytes, position: int) -> int:
 def _string_end(body: bytes, position: int) -> int:
     """Find the end of the string whose opening quote is at position."""
     end = body.find(b'"', position + 1)
-    if end > 0 and body[end - 1] == _BACKSLASH:
+    if end >= 0 and body[end - 1] == _BACKSLASH:
         found = _unusual_quote(body, end)
-        end = -1 if found is None else found.start()
-        if end > 0 and body[end - 1] == _BACKSLASH:
-            end = _escaped_end(body, position, end)
+        if found and body[found.end() - 2] == _BACKSLASH:  # behind two or more than three of them: count
+            before = len(body[position : found.end() - 1].rstrip(b"\\"))
+            found = _rest_of_string(body, position + before)
+        end = found.end() - 1 if found else -1
     if end < 0:
         raise SpliceError(f"offset {position}: expected a string that ends")
     return end + 1
-
-
-def _escaped_end(body: bytes, start: int, quote: int) -> int:
-    """Find the end of the string from start, -1 if there is none; quote: one in it behind several backslashes."""
-    position = start + len(body[start:quote].rstrip(b"\\"))
-    while (end := _in_string(body, position).end()) > position:  # type: ignore[union-attr]  # it also matches nothing
-        position = end
-    return position if body[position : position + 1] == b'"' else -1
 
 
 def _container_end(body: bytes, position: int) -> int:

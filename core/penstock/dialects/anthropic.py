@@ -75,9 +75,7 @@ def _add_event(counts: dict[str, Any], payload: bytes) -> None:
     split = counts.get("cache_creation")
     written = update.get("cache_creation_input_tokens")
     if written is not None and update.get("cache_creation") is None and type(split) is dict:
-        hour = min(
-            count(split.get(_HOUR)), count(written)
-        )  # a later total without a split keeps the hour's part
+        hour = min(count(split.get(_HOUR)), count(written))  # a later total without a split keeps the hour's part
         counts["cache_creation"] = {_HOUR: hour, _MINUTES: count(written) - hour}
 
 

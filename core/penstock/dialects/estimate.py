@@ -20,23 +20,23 @@ _MAX_WORD = 2048
 _MAX_STRINGS = 20_000
 """What follows these in one member counts by its length."""
 
-_STRING = rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"'
+# The inside of a string, matched once and for all: atomic groups, for possessive ones match wrongly before
+# CPython 3.11.5; two of them, because the matcher keeps some memory per repetition until one ends.
+_INSIDE = rb'[^"\\]*+(?>(?:(?>(?:\\.[^"\\]*+){1,2000}))*)'
 _WS = rb"[ \t\n\r]*+"
-_string = re.compile(_STRING, re.DOTALL).match
+_string = re.compile(rb'"' + _INSIDE + rb'"', re.DOTALL).match
 _numbers = re.compile(rb"[0-9]++").findall
 
 
 def _values_of(*names: bytes) -> re.Pattern[bytes]:
     """Match the string values of members with these names; one the body was cut in counts up to the cut."""
     return re.compile(
-        rb'"(?:' + rb"|".join(names) + rb')"' + _WS + rb":" + _WS + rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)',
+        rb'"(?:' + rb"|".join(names) + rb')"' + _WS + rb":" + _WS + rb'"(' + _INSIDE + rb")",
         re.DOTALL,
     )
 
 
-_JSON_TEXT = _values_of(
-    b"content", b"text", b"arguments", b"reasoning", b"reasoning_content", b"thinking", b"refusal"
-)
+_JSON_TEXT = _values_of(b"content", b"text", b"arguments", b"reasoning", b"reasoning_content", b"thinking", b"refusal")
 _CHAT_DELTAS = _values_of(
     b"content",
     b"text",
@@ -123,9 +123,7 @@ def _add_strings(texts: list[bytes], raw: bytes) -> int:
     return 0
 
 
-def _estimate_output(
-    window: BodyWindow, *, is_stream: bool, token_counter: Callable[[str], int] | None
-) -> int:
+def _estimate_output(window: BodyWindow, *, is_stream: bool, token_counter: Callable[[str], int] | None) -> int:
     if not is_stream:
         pattern = _JSON_TEXT
     elif _is_responses(window.head):

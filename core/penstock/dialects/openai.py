@@ -110,9 +110,7 @@ def _read_stream(window: BodyWindow) -> Usage | None:
     if not tail:
         return _last_in(window.head)
     found = _last_in(tail)
-    if (
-        found is None and not window.is_whole
-    ):  # perhaps an event too large for the window: only its end is there
+    if found is None and not window.is_whole:  # perhaps an event too large for the window: only its end is there
         first = tail.partition(b"\n")[0]
         found = usage_before_end(first, b"{", _decode_usage)
         found = found or usage_before_end(first, b'{"response":{', _decode_usage)
@@ -219,9 +217,7 @@ def ask_for_usage(body: bytes, peek: RequestPeek) -> bytes | None:
         if not bytes(peek.stream_options_value):  # absent
             return _append_options(body)
         edits = [
-            edit
-            for span in splice.find_all(body, ("stream_options",))
-            if (edit := _ask_in(body, span)) is not None
+            edit for span in splice.find_all(body, ("stream_options",)) if (edit := _ask_in(body, span)) is not None
         ]
     except SpliceError:
         return None
@@ -273,8 +269,9 @@ _SPACE = b" \t"
 _WS = rb"[ \t]*+"
 _FLAT = rb'"[^"\\]*+"' + _WS + rb":" + _WS + rb'(?:"[^"\\]*+"|[\w.+-]++)' + _WS
 _null_member = re.compile(USAGE + _WS + rb":" + _WS + rb"null").match
-_flat_front = re.compile(rb"data:" + _WS + rb"\{" + _WS + rb"(?:" + _FLAT + rb"," + _WS + rb")*+").match
-_flat_rest = re.compile(_WS + rb"(?:," + _WS + _FLAT + rb")*+\}" + _WS + rb"\n\n\Z").match
+# Atomic, not possessive: a possessive group matches wrongly before CPython 3.11.5.
+_flat_front = re.compile(rb"data:" + _WS + rb"\{" + _WS + rb"(?>(?:" + _FLAT + rb"," + _WS + rb")*)").match
+_flat_rest = re.compile(_WS + rb"(?>(?:," + _WS + _FLAT + rb")*)\}" + _WS + rb"\n\n\Z").match
 
 
 class UsageFrameFilter:
