@@ -6,11 +6,12 @@ Finding reads entry points of the group ``penstock`` or a Python file; building 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,16 @@ def installed() -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
 
 
-def find(entry: str, folder: Path, *, source: str = "configuration") -> tuple[str, type[Any], str]:
+Installed = Callable[[], Mapping[str, importlib.metadata.EntryPoint]]
+
+
+def find(
+    entry: str, folder: Path, *, source: str = "configuration", look_up: Installed = installed
+) -> tuple[str, type[Any], str]:
     """Return name, class and distribution of a plugin entry. Raises ConfigurationError."""
     if entry.startswith(("./", "../", "/")) or entry.partition(":")[0].endswith(".py"):
         return _find_in_file(entry, folder, source)
-    points = installed()
+    points = look_up()
     point = points.get(entry)
     if point is None:
         close = difflib.get_close_matches(entry, points, n=1)
@@ -152,9 +158,10 @@ def load(configuration: Configuration, services: Services) -> tuple[Any, tuple[P
     _refuse_twice(entries, configuration.source)
     plugins = []
     faults: list[str] = []
+    look_up = functools.cache(installed)  # reading every distribution's metadata once is slow enough
     for entry in entries:
         try:
-            plugins.append(_make(entry, configuration, services))
+            plugins.append(_make(entry, configuration, services, look_up))
         except ConfigurationError as error:
             faults += error.faults
     if faults:
@@ -169,11 +176,13 @@ def load(configuration: Configuration, services: Services) -> tuple[Any, tuple[P
     return manager, tuple(plugins)
 
 
-def _make(entry: str, configuration: Configuration, services: Services) -> Plugin:
+def _make(entry: str, configuration: Configuration, services: Services, look_up: Installed) -> Plugin:
     """Find and build one plugin; what an embedding program gives is not looked for, an object not built."""
     given = configuration.given.get(entry)
     if given is None:
-        name, kind, distribution = find(entry, configuration.folder, source=configuration.source)
+        name, kind, distribution = find(
+            entry, configuration.folder, source=configuration.source, look_up=look_up
+        )
     else:
         name, kind, distribution = entry, given if isinstance(given, type) else type(given), "given"
     _refuse_strangers(name, kind, configuration.source)
