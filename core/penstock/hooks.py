@@ -151,8 +151,7 @@ def compile_hooks(manager: pluggy.PluginManager) -> Hooks:
 
 
 def _calls(manager: pluggy.PluginManager, hook: str) -> Iterable[Call]:
-    # pluggy calls from the end of the list, and plugins are registered in reverse order of the configuration.
-    for implementation in reversed(getattr(manager.hook, hook).get_hookimpls()):
+    for implementation in _in_order(manager, hook):
         plugin, function = implementation.plugin_name, implementation.function
         if implementation.hookwrapper or implementation.wrapper:
             raise ConfigurationError(f"plugin {plugin!r}: {hook} cannot be a hook wrapper; implement the hook itself")
@@ -164,10 +163,19 @@ def _calls(manager: pluggy.PluginManager, hook: str) -> Iterable[Call]:
         yield Call(plugin, hook, function, inspect.iscoroutinefunction(function), is_always)
 
 
+def _in_order(manager: pluggy.PluginManager, hook: str) -> list[pluggy.HookImpl]:
+    """Return the implementations as they run: tryfirst, plain, trylast, each in order of the configuration."""
+    # pluggy calls from the end of the list, and plugins are registered in reverse order of the configuration. What is
+    # trylast it inserts at the front, so of those the order is turned round once more.
+    found = list(reversed(getattr(manager.hook, hook).get_hookimpls()))
+    last = [implementation for implementation in found if implementation.trylast]
+    return [implementation for implementation in found if not implementation.trylast] + last[::-1]
+
+
 def collect(manager: pluggy.PluginManager, hook: str, **arguments: Any) -> list[tuple[str, Any]]:
     """Call a once-at-start hook on every plugin, in order of the configuration; returns (plugin, result) pairs."""
     results = []
-    for implementation in reversed(getattr(manager.hook, hook).get_hookimpls()):
+    for implementation in _in_order(manager, hook):
         values = [arguments[name] for name in implementation.argnames]
         results.append((implementation.plugin_name, implementation.function(*values)))
     return results

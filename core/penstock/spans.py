@@ -4,6 +4,7 @@ per attempt as its child. Attribute names follow the GenAI semantic conventions 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ _OPERATIONS = {"chat": "chat", "messages": "chat", "responses": "chat", "complet
 def new_span_sink(kind: Literal["console", "otlp"], namespace: str) -> SpanSink:
     """Return the sink for a configured destination. Raises ConfigurationError where its exporter is not installed."""
     if kind == "console":
-        return SpanSink(ConsoleSpanExporter(), namespace)
+        return SpanSink(ConsoleSpanExporter(out=sys.stdout), namespace)
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # type: ignore[import-not-found] # noqa: PLC0415
             OTLPSpanExporter,
