@@ -47,7 +47,6 @@ from penstock.providers import (
 )
 from penstock.services import (
     BindingDirectory,
-    Clock,
     Fetch,
     FetchedResponse,
     KeyDirectory,
@@ -66,7 +65,6 @@ __all__ = [
     "BodyWindow",
     "Candidate",
     "Chunk",
-    "Clock",
     "ConfigurationError",
     "Endpoint",
     "Event",

@@ -7,7 +7,6 @@ Invariant: whatever an application sends, the client sees one well-framed answer
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
@@ -16,10 +15,7 @@ import attrs
 
 from penstock.framing import LAST_CHUNK, encode_chunk
 from penstock.heads import RequestHead
-
-_OWN_FIELDS = frozenset((b"transfer-encoding", b"content-length", b"connection", b"keep-alive"))
-_is_name = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+").fullmatch
-_is_value = re.compile(rb"[\t\x20-\x7e\x80-\xff]*").fullmatch
+from penstock.replies import BODILESS_STATUS, FRAMING_FIELDS, is_safe_field
 
 ASGIApp = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
@@ -143,11 +139,11 @@ class Bridge:
             raise ValueError(f"the application answers with status {status}")
         lines = [b"HTTP/1.1 %d \r\n" % status]
         for name, value in fields:
-            if not _is_name(name) or not _is_value(value):
+            if not is_safe_field(name, value):
                 raise ValueError(f"the application's header field {name!r} is malformed")
-            if name.lower() not in _OWN_FIELDS:
+            if name.lower() not in FRAMING_FIELDS:
                 lines.append(b"%b: %b\r\n" % (name, value))
-        if status in (204, 304):
+        if status in BODILESS_STATUS:
             self._has_body = False
         else:
             lines.append(self._framing_field(fields, length))

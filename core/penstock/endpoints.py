@@ -5,6 +5,8 @@ A request whose path is not here belongs to a mounted ASGI application or is ref
 
 from __future__ import annotations
 
+import re
+
 import attrs
 
 from penstock.headers import Headers
@@ -20,7 +22,6 @@ class Endpoint:
     methods: tuple[bytes, ...] = (b"POST",)
     has_model: bool = True
     """Whether the body (or the path) names a model."""
-    is_multipart: bool = False
     family: str = attrs.field(init=False)
     """The vendor whose error envelope and headers the route uses: ``openai``, ``anthropic`` or ``gemini``."""
 
@@ -38,9 +39,9 @@ _POST = (
     Endpoint("openai.embeddings", "embeddings", "/v1/embeddings"),
     Endpoint("openai.moderations", "moderations", "/v1/moderations"),
     Endpoint("openai.images", "images_generations", "/v1/images/generations"),
-    Endpoint("openai.images", "images_edits", "/v1/images/edits", is_multipart=True),
+    Endpoint("openai.images", "images_edits", "/v1/images/edits"),
     Endpoint("openai.audio", "speech", "/v1/audio/speech"),
-    Endpoint("openai.audio", "transcriptions", "/v1/audio/transcriptions", is_multipart=True),
+    Endpoint("openai.audio", "transcriptions", "/v1/audio/transcriptions"),
 )
 MODELS = Endpoint("openai.models", "models", "/v1/models", (b"GET",), has_model=False)
 MODEL = Endpoint("openai.models", "model", "/v1/models/{id}", (b"GET",), has_model=False)
@@ -61,6 +62,9 @@ ALL = (*_POST, MODELS, MODEL, RESPONSE_BY_ID, RESPONSE_CANCEL, RESPONSE_ITEMS, G
 
 EXACT: dict[bytes, Endpoint] = {endpoint.path.encode(): endpoint for endpoint in (*_POST, MODELS)}
 _RESPONSES = b"/v1/responses/"
+_is_response_id = re.compile(rb"[A-Za-z0-9_-]{1,128}").fullmatch
+_walks_elsewhere = re.compile(rb"//|/\.|%2[eE]|%2[fF](?:\.|/|%2[fF])").search
+"""What a provider could read as another path than the one that was judged here."""
 _MODELS = b"/v1/models/"
 
 
@@ -70,7 +74,7 @@ def find_endpoint(path: bytes) -> Endpoint | None:
     if endpoint is not None:
         return endpoint
     if path.startswith(b"/v1beta/"):
-        return GEMINI
+        return None if _walks_elsewhere(path) else GEMINI
     if path.startswith(_MODELS) and len(path) > len(_MODELS):
         return MODEL
     if path.startswith(_RESPONSES):
@@ -89,7 +93,7 @@ def unknown_endpoint(path: bytes, headers: Headers) -> Endpoint:
 
 def _find_stored_response(rest: bytes) -> Endpoint | None:
     identifier, slash, action = rest.partition(b"/")
-    if not identifier:
+    if not _is_response_id(identifier):
         return None
     if not slash:
         return RESPONSE_BY_ID

@@ -15,7 +15,7 @@ from penstock.headers import CREDENTIAL_FIELDS, HOP_BY_HOP_FIELDS, Headers, forw
 from penstock.heads import RequestHead
 from penstock.inspection import editable_body
 from penstock.models import Candidate, Exchange, ProviderBinding, Request
-from penstock.peek import is_multipart, replace_form_field
+from penstock.peek import form_field_names, is_multipart, replace_form_field
 from penstock.providers import Origin, ResponseFilter, UpstreamRequest
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -100,10 +100,11 @@ def forward(
     request = exchange.request
     head: RequestHead = request.head
     body = request.body if body is None else body
-    if candidate.model is not None and request.endpoint.has_model and candidate.model != exchange.peek.model:
+    model = candidate.model
+    if model is not None and request.endpoint.has_model and _must_put_model(exchange, model):
         if body is request.body:
             body = editable_body(request)
-        body = put_model(request, body, candidate.model)
+        body = put_model(request, body, model)
     if body is not request.body and b"content-encoding" in head.headers:
         head = without_fields(head, b"content-encoding")
     if address.key_name is not None and address.key_name in head.headers:
@@ -124,6 +125,36 @@ def forward(
     return UpstreamRequest(
         address.origin, head.method, target or b"/", b"".join(fields), body, candidate.binding.timeouts, response_filter
     )
+
+
+def _must_put_model(exchange: Exchange, model: str) -> bool:
+    if model != exchange.peek.model:
+        return True
+    principal = exchange.principal
+    return principal is not None and principal.models_allowed is not None and _names_models_twice(exchange.request)
+
+
+def _names_models_twice(request: Request) -> bool:
+    """Say whether the body names more than one model: a provider may read another than the one that was judged.
+
+    Raises RequestError ``bad_request`` for a spelling like ``Model``, which lenient parsers take for ``model``.
+    """
+    if request.endpoint.family == "gemini":
+        return False  # the path names it
+    body = editable_body(request)
+    content_type = request.headers.get(b"content-type") or b""
+    try:
+        if is_multipart(content_type):
+            names = form_field_names(body, content_type)
+        else:
+            names = [splice.key_of(body, child) for child in splice.children(body, splice.root(body))]
+    except (splice.SpliceError, ValueError) as error:
+        raise RequestError("bad_request", f"The request body cannot be read: {error}.") from None
+    found = [name for name in names if name.casefold() == "model"]
+    if any(name != "model" for name in found):
+        message = 'This virtual key may call some models only, so the body must spell "model" in lower case.'
+        raise RequestError("bad_request", message, param="model")
+    return len(found) > 1
 
 
 def put_model(request: Request, body: bytes, model: str) -> bytes:

@@ -2,7 +2,8 @@
 
 A *generation* is one loaded configuration. Every exchange runs in the generation that was current when it began;
 a reload builds the next one completely, swaps it in, and closes the old one once its exchanges have ended. A file that
-cannot be used changes nothing.
+cannot be used changes nothing. Each generation has a task of its own that enters its plugins' lifespans and leaves them
+again, so that a plugin may keep a task group open in one, and generations may end in any order.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.abc
 import attrs
 
 from penstock import plugins as plugin_loader
@@ -20,9 +22,10 @@ from penstock.asgi import Mount
 from penstock.config import Configuration, TLSConfig
 from penstock.errors import ConfigurationError
 from penstock.fetch import Fetcher
-from penstock.hooks import collect, compile_hooks
-from penstock.pipeline import Pipeline
+from penstock.hooks import collect, compile_hooks, faults_named
+from penstock.pipeline import SETTLE_SECONDS, Pipeline
 from penstock.plugins import Plugin
+from penstock.providers import missing_members
 from penstock.server import Server
 from penstock.services import Fetch, Services
 from penstock.telemetry import Telemetry
@@ -42,51 +45,79 @@ class Generation:
     mounts: tuple[Mount, ...]
     lifespans: list[tuple[str, Any]]
     in_flight: int = 0
-    _stack: AsyncExitStack = attrs.Factory(AsyncExitStack)
+    is_ending: bool = False
+    _end: anyio.Event = attrs.Factory(anyio.Event)
+    _ended: anyio.Event = attrs.Factory(anyio.Event)
 
-    async def start(self) -> None:
-        """Enter the plugins' lifespans in order. What was entered is left again if one fails."""
+    async def live(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        """Enter the plugins' lifespans in order, and leave them in reverse once ``stop`` is called.
+
+        What was entered is left again if one fails. Raises ConfigurationError before it has started.
+        """
+        try:
+            with anyio.CancelScope() as scope:
+                async with AsyncExitStack() as stack:
+                    fault = await self._enter(stack)
+                    if fault is None:
+                        # Exchanges settle in shielded scopes, and need what the lifespans hold until then.
+                        scope.shield = True
+                        task_status.started()
+                        await self._end.wait()
+        finally:
+            self._ended.set()
+        if fault is not None:
+            raise fault
+
+    async def rehearse(self) -> None:
+        """Enter the lifespans and leave them at once. Raises ConfigurationError."""
+        async with AsyncExitStack() as stack:
+            fault = await self._enter(stack)
+        if fault is not None:
+            raise fault
+
+    async def _enter(self, stack: AsyncExitStack) -> ConfigurationError | None:
+        """Return the fault rather than raise it: those entered before must not see, or wrap, another's exception."""
         for name, lifespan in self.lifespans:
             try:
-                await self._stack.enter_async_context(lifespan)
-            except ConfigurationError:
-                await self._stack.aclose()
-                raise
-            except Exception as error:
-                await self._stack.aclose()
-                raise ConfigurationError(f"plugin {name!r} did not start: {type(error).__name__}: {error}") from error
+                await stack.enter_async_context(lifespan)
+            except ConfigurationError as error:
+                return error
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin does not decide when the gateway ends
+                fault = ConfigurationError(f"plugin {name!r} did not start: {type(error).__name__}: {error}")
+                fault.__cause__ = error
+                return fault
+        return None
 
     async def stop(self) -> None:
-        """Leave the lifespans in reverse."""
-        await self._stack.aclose()
+        """Have the lifespans left; returns once they are."""
+        self.is_ending = True
+        self._end.set()
+        await self._ended.wait()
 
 
-def build_generation(
-    configuration: Configuration, transports: UpstreamTransports, telemetry: Telemetry
-) -> Generation:
+def build_generation(configuration: Configuration, transports: UpstreamTransports, telemetry: Telemetry) -> Generation:
     """Build everything a configuration asks for, without I/O. Raises ConfigurationError."""
     gateway = configuration.gateway
     services = Services(gateway.namespace)
     services.provide(Fetch, Fetcher(transports))  # type: ignore[type-abstract]
     manager, plugins = plugin_loader.load(configuration, services)
-    hooks = compile_hooks(manager)
+    hooks = compile_hooks(manager, gateway.hook_timeout)
     if not hooks.authenticate and not gateway.anonymous:
         raise ConfigurationError(
             f"{configuration.source}: [gateway] plugins: none of them authenticates, so anybody could call; "
             'add "virtual_keys", or set anonymous = true if that is meant'
         )
     for name, providers in collect(manager, "register_providers"):
-        for provider in providers or ():
-            _add_provider(services, name, provider)
-    pipeline = Pipeline(
-        hooks, transports, telemetry, gateway.limits.max_body_bytes, gateway.drain_after_disconnect
-    )
+        with faults_named(name, "register_providers"):
+            for provider in providers or ():
+                _add_provider(services, name, provider)
+    pipeline = Pipeline(hooks, transports, telemetry, gateway.limits.max_body_bytes, gateway.drain_after_disconnect)
     mounts = tuple(_checked_mounts(collect(manager, "register_routes")))
     return Generation(configuration, services, plugins, pipeline, mounts, collect(manager, "lifespan"))
 
 
 def _add_provider(services: Services, plugin: str, provider: Any) -> None:
-    missing = [name for name in ("type", "dialects", "build", "read_usage") if not hasattr(provider, name)]
+    missing = missing_members(provider)
     if missing:
         raise ConfigurationError(f"plugin {plugin!r} registers a provider without {', '.join(missing)}")
     services.providers.add(provider)
@@ -95,14 +126,18 @@ def _add_provider(services: Services, plugin: str, provider: Any) -> None:
 def _checked_mounts(found: list[tuple[str, Any]]) -> list[Mount]:
     mounts = []
     for plugin, offered in found:
-        for mount in offered or ():
-            prefix = mount.prefix
-            if not prefix.startswith("/") or prefix.endswith("/"):
-                raise ConfigurationError(f"plugin {plugin!r}: mount prefix {prefix!r} must be like '/console'")
-            if any(prefix == taken or prefix.startswith(taken + "/") for taken in _RESERVED_PREFIXES):
-                raise ConfigurationError(f"plugin {plugin!r}: {prefix!r} belongs to the data plane")
-            mounts.append(mount)
+        with faults_named(plugin, "register_routes"):
+            for mount in offered or ():
+                _check_prefix(plugin, mount.prefix)
+                mounts.append(mount)
     return mounts
+
+
+def _check_prefix(plugin: str, prefix: str) -> None:
+    if not prefix.startswith("/") or prefix.endswith("/"):
+        raise ConfigurationError(f"plugin {plugin!r}: mount prefix {prefix!r} must be like '/console'")
+    if any(prefix == taken or prefix.startswith(taken + "/") for taken in _RESERVED_PREFIXES):
+        raise ConfigurationError(f"plugin {plugin!r}: {prefix!r} belongs to the data plane")
 
 
 def build_tls(config: TLSConfig) -> ssl.SSLContext:
@@ -132,6 +167,7 @@ class Gateway:
         self.generation = build_generation(configuration, self.transports, self.telemetry)
         self._tls = None if gateway.tls is None else build_tls(gateway.tls)
         self.server = Server(gateway.limits, gateway.namespace, scheme="http" if self._tls is None else "https")
+        self._tasks: anyio.abc.TaskGroup | None = None
         self._retired: list[Generation] = []
 
     @asynccontextmanager
@@ -139,7 +175,8 @@ class Gateway:
         """Start plugins and the server's tasks; on leaving, drain and stop. Listen with ``listen``."""
         try:
             async with anyio.create_task_group() as tasks:
-                await self.generation.start()
+                self._tasks = tasks
+                await tasks.start(self._live, self.generation)
                 try:
                     self.server.generation = self.generation
                     self.telemetry.start()
@@ -154,12 +191,27 @@ class Gateway:
             # A lone fault is raised as itself: an operator's mistake is a line, not a tree.
             raise _only(group) from None
 
+    async def _live(self, generation: Generation, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        try:
+            await generation.live(task_status=task_status)
+        except Exception as error:
+            # A plugin that fails on its way out takes nothing with it; one whose tasks die under traffic must be seen.
+            if not generation.is_ending:
+                raise
+            self.telemetry.report_fault(None, error)
+
     async def _stop(self) -> None:
-        await self.server.drain()
+        await self.server.drain(self._settle_seconds())
         await self.transports.aclose()
         for generation in (*self._retired, self.generation):
             await generation.stop()
         self.telemetry.stop()
+
+    def _settle_seconds(self) -> float:
+        """Return how long exchanges may take to settle once they were cut: each plugin has its own time."""
+        calls = max(len(each.pipeline.hooks.post_response) for each in (*self._retired, self.generation))
+        drain = self.configuration.gateway.drain_after_disconnect
+        return calls * SETTLE_SECONDS + 1.0 + (0.0 if drain is None else drain.seconds)
 
     async def listen(self, *, reuse_port: bool = False, sock: Any = None) -> int:
         """Open the configured listener; returns its port. Raises OSError."""
@@ -167,24 +219,27 @@ class Gateway:
         return await self.server.listen(host, port, tls=self._tls, reuse_port=reuse_port, sock=sock)
 
     async def reload(self, read: Callable[[], Configuration]) -> None:
-        """Replace the plugins by those of a configuration read anew; all or nothing. Raises ConfigurationError."""
+        """Replace the plugins by those of a configuration read anew; all or nothing. Raises ConfigurationError.
+
+        Returns after the swap; the old plugins end by themselves, once their last exchange has.
+        """
+        assert self._tasks is not None, "only a running gateway can be reloaded"
         configuration = read()
         if configuration.gateway.namespace != self.configuration.gateway.namespace:
             raise ConfigurationError(f"{configuration.source}: [gateway] namespace: needs a restart to change")
         following = build_generation(configuration, self.transports, self.telemetry)
-        await following.start()
+        await self._tasks.start(self._live, following)
         previous, self.generation = self.generation, following
         self.server.generation = following
         self.configuration = configuration
         self._retired.append(previous)
-        await self._retire(previous)
+        self._tasks.start_soon(self._retire, previous)
 
     async def _retire(self, generation: Generation) -> None:
-        with anyio.move_on_after(self.server.limits.drain_timeout):
-            while generation.in_flight:  # noqa: ASYNC110 - an event would cost every exchange
-                await anyio.sleep(0.05)
-        self._retired.remove(generation)
+        while generation.in_flight:  # noqa: ASYNC110 - an event would cost every exchange
+            await anyio.sleep(0.05)
         await generation.stop()
+        self._retired.remove(generation)
 
 
 def _only(error: BaseException) -> BaseException:

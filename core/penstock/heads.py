@@ -69,14 +69,14 @@ class RequestHead:
     """
 
     method: bytes
-    target: bytes
+    target: bytes = attrs.field(repr=False)
     headers: Headers
     content_length: int | None
     chunked: bool
     keep_alive: bool
     expects_continue: bool
     is_http10: bool
-    fields: bytes
+    fields: bytes = attrs.field(repr=False)
 
 
 @attrs.define
@@ -94,7 +94,7 @@ class ResponseHead:
     chunked: bool
     keep_alive: bool
     has_body: bool
-    fields: bytes
+    fields: bytes = attrs.field(repr=False)
 
 
 def read_request_head(head: bytes) -> RequestHead:

@@ -10,14 +10,20 @@ from penstock.errors import RequestError
 if TYPE_CHECKING:
     from penstock.models import Request
 
-INSPECTION_LIMIT = 64 * 1024 * 1024
+INSPECTION_LIMIT = 32 * 1024 * 1024
 """Decoded bytes at most; more is a bomb."""
 
 
 def inspectable_body(request: Request, coding: bytes) -> bytes:
-    """Return the decoded body. Raises RequestError 413 for a bomb, 415 for an unknown coding, 400 for a corrupt one."""
+    """Return the decoded body, decoded once per request.
+
+    Raises RequestError 413 for a bomb, 415 for an unknown coding, 400 for a corrupt one.
+    """
+    decoded = request.decoded
+    if decoded is not None:
+        return decoded
     try:
-        return decode(request.body, coding, INSPECTION_LIMIT)
+        decoded = decode(request.body, coding, INSPECTION_LIMIT)
     except BombError:
         raise RequestError(
             "payload_too_large", f"the request body decodes to more than {INSPECTION_LIMIT} bytes; send less"
@@ -29,6 +35,8 @@ def inspectable_body(request: Request, coding: bytes) -> bytes:
         ) from None
     except CodingError:
         raise RequestError("bad_request", "the request body is not valid in its Content-Encoding") from None
+    request.keep_decoded(decoded)
+    return decoded
 
 
 def editable_body(request: Request) -> bytes:

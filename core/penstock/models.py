@@ -16,12 +16,14 @@ from penstock.endpoints import Endpoint
 from penstock.errors import RequestError
 from penstock.headers import Headers
 from penstock.heads import RequestHead
-from penstock.peek import PeekError, RequestPeek, peek_multipart, peek_request
+from penstock.peek import PeekError, RequestPeek, is_multipart, peek_multipart, peek_request
 
 if TYPE_CHECKING:
     from penstock.metering import BodyWindow
     from penstock.providers import Provider
 
+MAX_MODEL_CHARACTERS = 512
+"""Longest name of a model a client may ask for."""
 T = TypeVar("T")
 StreamEnd = Literal["complete", "client_gone", "upstream_failed", "blocked"]
 
@@ -67,11 +69,20 @@ class Request:
 
     head: RequestHead
     path: bytes
-    query: bytes
+    query: bytes = attrs.field(repr=False)
     endpoint: Endpoint
     body: bytes = attrs.field(repr=False)
     is_oversize: bool = False
     """The client announced or sent more than the limit; ``body`` is empty then."""
+    _decoded: bytes | None = attrs.field(default=None, init=False, repr=False)
+
+    def keep_decoded(self, body: bytes) -> None:
+        """Remember the body with its content coding undone, which several steps read."""
+        object.__setattr__(self, "_decoded", body)  # a memo: nothing observable changes
+
+    @property
+    def decoded(self) -> bytes | None:
+        return self._decoded
 
     @property
     def method(self) -> bytes:
@@ -190,8 +201,10 @@ class Attempt:
     ended_ns: int = 0
     status: int | None = None
     reason: str | None = None
-    """Why it did not answer: an UpstreamFault, ``status``, ``error_event``, or a skip reason."""
+    """Why it did not answer: an UpstreamFault, ``status``, ``error_event``, ``client_gone`` (before there was an answer to
+    relay), ``not_sent`` (there was no request to send), or a skip reason."""
     message: str | None = None
+    """Details for the operator; may name hosts, so it is not for clients."""
     is_skipped: bool = False
 
     @property
@@ -257,7 +270,7 @@ class Exchange:
         """
         request = self.request
         if self._peek is None or self._peeked is not request:
-            self._peek = look_into(request)
+            self._peek = _bounded(look_into(request))
             self._peeked = request
         return self._peek
 
@@ -266,6 +279,14 @@ class Exchange:
         if self.chunk_watchers is None:
             self.chunk_watchers = set()
         self.chunk_watchers.add(plugin)
+
+
+def _bounded(peek: RequestPeek) -> RequestPeek:
+    """Refuse a model whose name would fill headers, logs and spans."""
+    if peek.model is not None and len(peek.model) > MAX_MODEL_CHARACTERS:
+        message = f"The name of the model has more than {MAX_MODEL_CHARACTERS} characters."
+        raise RequestError("bad_request", message, param="model")
+    return peek
 
 
 def look_into(request: Request) -> RequestPeek:
@@ -278,7 +299,7 @@ def look_into(request: Request) -> RequestPeek:
     body = request.body if coding is None else inspectable_body(request, coding)
     content_type = request.headers.get(b"content-type") or b""
     try:
-        if request.endpoint.is_multipart or content_type.startswith(b"multipart/"):
+        if is_multipart(content_type):
             return peek_multipart(body, content_type)
         return peek_request(body)
     except PeekError as error:

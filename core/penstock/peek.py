@@ -35,6 +35,7 @@ class RequestPeek(msgspec.Struct, frozen=True, kw_only=True):
     stream_options_value: msgspec.Raw = msgspec.field(default=_ABSENT, name="stream_options")
     user: str | None = None
     safety_identifier: str | None = None
+    previous_response_id: str | None = None
     metadata: msgspec.Raw = _ABSENT
     max_tokens_legacy: int | None = msgspec.field(default=None, name="max_tokens")
     max_completion_tokens: int | None = None
@@ -101,6 +102,7 @@ _TYPES: dict[str, tuple[str, type]] = {  # member → field, type
     "stream_options": ("stream_options_value", msgspec.Raw),
     "user": ("user", str),
     "safety_identifier": ("safety_identifier", str),
+    "previous_response_id": ("previous_response_id", str),
     "metadata": ("metadata", msgspec.Raw),
     "max_tokens": ("max_tokens_legacy", int),
     "max_completion_tokens": ("max_completion_tokens", int),
@@ -237,6 +239,11 @@ def replace_form_field(body: bytes, content_type: bytes, name: str, value: bytes
     if not spans:
         raise PeekError(f"expected a form field {name}")
     return splice.edit(body, [(span, value) for span in spans])
+
+
+def form_field_names(body: bytes, content_type: bytes) -> list[str]:
+    """Return the names of the fields of a multipart form that are no files, duplicates included."""
+    return [name for name, _, _ in _form_fields(body, content_type)]
 
 
 def _boundary_of(content_type: bytes) -> bytes:

@@ -25,6 +25,7 @@ from penstock.hooks import Call, Hooks
 from penstock.ids import new_span_id
 from penstock.inspection import editable_body
 from penstock.metering import BodyWindow
+from penstock.awaited import open_relay
 from penstock.models import Attempt, Candidate, Exchange, Principal, Response, Usage
 from penstock.providers import Transport, UpstreamRequest
 from penstock.relay import Client, Relay
@@ -33,6 +34,18 @@ from penstock.telemetry import Telemetry
 SETTLE_SECONDS = 5.0
 _ESTIMATED = frozenset({"chat", "responses", "messages", "completions", "embeddings"})
 """Operations whose tokens are guessed from text where the provider does not count them."""
+_UNREACHED = "The provider could not be reached."
+_TOLD_OTHERWISE = "The provider gave no answer."
+_TOLD_OF_FAULT = {
+    "connect": _UNREACHED,
+    "dns": _UNREACHED,
+    "tls": _UNREACHED,
+    "timeout": "The provider did not answer in time.",
+    "reset": "The provider closed the connection before answering.",
+    "truncated": "The provider's answer broke off before any of it could be passed on.",
+    "protocol": "The provider sent an invalid answer.",
+}
+"""What a client is told of an attempt that failed; hosts and addresses are nobody's business but the operator's."""
 _RETRYABLE_STATUS = frozenset({404, 429, 529})
 
 
@@ -139,6 +152,8 @@ class Pipeline:
                 if last is not None and exchange.attempts[-1].reason is None:
                     break
             if last is None:
+                if exchange.attempts:
+                    self.telemetry.report_exhausted(exchange)
                 raise _exhausted(exchange)
             exchange.candidate = last_candidate
             await self._relay(exchange, last)
@@ -166,24 +181,32 @@ class Pipeline:
         number = len(exchange.attempts)
         attempt = Attempt(number, binding.id, binding.type, candidate.model, new_span_id(), started)
         exchange.attempts.append(attempt)
-        if self.hooks.sees_all_chunks and exchange.chunk_watchers is None:
-            exchange.chunk_watchers = set()
-        request = self._build(exchange, candidate)
-        edits = self.hooks.edits_for(exchange, request.response_filter)
         try:
-            response = await self.transports.send(request)
+            request = self._build(exchange, candidate)
+            edits = self.hooks.edits_for(exchange, request.response_filter)
+            waiting = monotonic_ns()
+            try:
+                response = await self.transports.send(request)
+            finally:
+                exchange.upstream_ns += monotonic_ns() - waiting
+            attempt.status = response.head.status
+            return await self._judge(exchange, attempt, request, open_relay(exchange, response, client, edits))
         except UpstreamError as error:
             _note_fault(attempt, error)
             return None
+        except asyncio.CancelledError:
+            attempt.reason = "client_gone"
+            raise
+        except BaseException:
+            attempt.reason = "not_sent" if attempt.status is None else "internal_error"
+            raise
         finally:
-            exchange.upstream_ns += monotonic_ns() - started
-        attempt.status = response.head.status
-        return await self._judge(exchange, attempt, request, Relay(exchange, response, client, edits))
+            attempt.ended_ns = monotonic_ns()
 
     async def _judge(
         self, exchange: Exchange, attempt: Attempt, request: UpstreamRequest, relay: Relay
     ) -> Relay | None:
-        """Wait until an answer may be committed, and note on the attempt why it should not be."""
+        """Wait until an answer may be committed, and note on the attempt why it should not be. Raises UpstreamError."""
         response = relay.response
         try:
             response.start(relay)
@@ -197,14 +220,12 @@ class Pipeline:
             relay.abandon()
             raise
         if relay.error is not None and verdict == "failed":
-            _note_fault(attempt, relay.error)
             response.close()
-            return None
+            raise relay.error
         if verdict == "error_event":
             attempt.reason = "error_event"
         elif is_retryable(response.head.status):
             attempt.reason = "status"
-        attempt.ended_ns = monotonic_ns()
         return relay
 
     def _build(self, exchange: Exchange, candidate: Candidate) -> UpstreamRequest:
@@ -224,12 +245,14 @@ class Pipeline:
             if not relay.ended:
                 await relay.wait_end()
         except asyncio.CancelledError:
-            if self.drain is not None:
-                await self._drain(relay, self.drain)
-            exchange.stream_end = "client_gone"
+            if not relay.ended:
+                if self.drain is not None:
+                    await self._drain(relay, self.drain)
+                exchange.stream_end = "client_gone"
             raise
-        if relay.fault is not None:
-            self.telemetry.report_fault(exchange, relay.fault)
+        finally:
+            if relay.fault is not None:
+                self.telemetry.report_fault(exchange, relay.fault)
         if exchange.window is None:
             exchange.window = relay.meter.window()
 
@@ -254,7 +277,11 @@ class Pipeline:
             return
         answer = error_response(error, exchange.request.endpoint.family, exchange.request_id, exchange.namespace)
         exchange.status = answer.status
-        client.respond(exchange, answer)
+        try:
+            client.respond(exchange, answer)
+        except PluginError as fault:  # what a plugin added to the refusal cannot be written
+            self.telemetry.report_fault(exchange, fault)
+            self._refuse(exchange, client, RequestError("plugin_error", "A gateway plugin failed; see its log."))
 
     async def _settle(self, exchange: Exchange) -> None:
         """Run post_response of every plugin; shielded where one of them awaits, and never raising."""
@@ -305,7 +332,6 @@ def is_retryable(status: int) -> bool:
 def _note_fault(attempt: Attempt, error: UpstreamError) -> None:
     attempt.reason = error.fault
     attempt.message = error.message
-    attempt.ended_ns = monotonic_ns()
 
 
 def _check_endpoint(exchange: Exchange) -> None:
@@ -339,7 +365,6 @@ def _exhausted(exchange: Exchange) -> RequestError:
     }
     if not attempts:
         return RequestError("provider_not_bound", "No provider binding of this virtual key can serve the request.")
-    last = attempts[-1]
-    if last.reason == "timeout":
-        return RequestError("upstream_timeout", f"The provider did not answer: {last.message}.", meta=meta)
-    return RequestError("provider_error", f"The provider could not be reached: {last.message}.", meta=meta)
+    reason = attempts[-1].outcome
+    code = "upstream_timeout" if reason == "timeout" else "provider_error"
+    return RequestError(code, _TOLD_OF_FAULT.get(reason, _TOLD_OTHERWISE), meta=meta)

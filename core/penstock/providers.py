@@ -16,6 +16,7 @@ from penstock.heads import ResponseHead
 from penstock.models import Candidate, Exchange, ProviderBinding, Timeouts, Usage
 
 if TYPE_CHECKING:
+    from penstock.framing import Framing
     from penstock.metering import BodyWindow
 
 
@@ -81,6 +82,15 @@ class UpstreamResponse(Protocol):
     is_raw: bool
     """True: the receiver gets the wire's bytes, chunk framing included; False: the payload."""
 
+    @property
+    def framing(self) -> Framing | None:
+        """Return what follows the framing of a raw body: with ``is_raw`` and a chunked head a ``ChunkedFraming``.
+
+        It has seen each byte before ``receive`` gets it, so that whoever reads along need not parse chunks again, and
+        knows how to go on where a body was cut. None where the receiver gets the payload.
+        """
+        ...
+
     def start(self, receiver: Receiver) -> None:
         """Begin delivery; bytes that came with the head are delivered before this returns."""
         ...
@@ -122,6 +132,16 @@ class Provider(Protocol):
     def read_usage(self, exchange: Exchange, window: BodyWindow) -> Usage | None:
         """Read token counts out of what the meter kept of the body; None when it holds none."""
         ...
+
+
+_MEMBERS = ("type", "dialects", "model_prefixes", "default_base_url")
+_METHODS = ("check", "build", "read_usage")
+
+
+def missing_members(provider: object) -> list[str]:
+    """Return the names of what a provider must have and this object lacks."""
+    missing = [name for name in _MEMBERS if not hasattr(provider, name)]
+    return missing + [name for name in _METHODS if not callable(getattr(provider, name, None))]
 
 
 class ProviderRegistry:

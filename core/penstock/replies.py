@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from http import HTTPStatus
 
 from penstock.envelopes import header_stem
+from penstock.errors import PluginError
 from penstock.headers import forward_response_fields
 from penstock.heads import ResponseHead
 from penstock.models import Exchange, Response
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus} | {402: b"Payment Required"}
+
+FRAMING_FIELDS = frozenset((b"transfer-encoding", b"content-length", b"connection", b"keep-alive"))
+"""What the server alone says about a body and its connection."""
+BODILESS_STATUS = frozenset((204, 304))
+_is_name = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+").fullmatch
+_is_value = re.compile(rb"[\t\x20-\x7e\x80-\xff]*").fullmatch
+
+
+class FieldError(PluginError):
+    """Report a response header field, written by a plugin, that would break the head."""
+
+    def __init__(self, name: bytes) -> None:
+        super().__init__("(unknown)", "response fields")
+        self.args = (f"a plugin's response header field {name[:100]!r} is malformed",)
+
+
+def is_safe_field(name: bytes, value: bytes) -> bool:
+    """Say whether a header field keeps to its line: a token, and no control bytes (RFC 9110 section 5)."""
+    return _is_name(name) is not None and _is_value(value) is not None
+
+
+def field_lines(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return header lines of what a plugin wrote, without framing fields. Raises FieldError."""
+    lines = []
+    for name, value in fields:
+        if not is_safe_field(name, value):
+            raise FieldError(name)
+        if name.lower() not in FRAMING_FIELDS:
+            lines.append(b"%b: %b\r\n" % (name, value))
+    return b"".join(lines)
 
 
 class ReplyHeads:
@@ -28,7 +61,7 @@ class ReplyHeads:
         )  # fmt: skip
 
     def relayed(self, exchange: Exchange, head: ResponseHead, framing: bytes, *, close: bool) -> bytes:
-        """Return the head of a provider's answer."""
+        """Return the head of a provider's answer. Raises FieldError."""
         return b"HTTP/1.1 %d %b\r\n%b%b%b%b\r\n" % (
             head.status,
             head.reason,
@@ -39,15 +72,15 @@ class ReplyHeads:
         )
 
     def authored(self, exchange: Exchange | None, response: Response, *, close: bool) -> bytes:
-        """Return the head of an answer written by the gateway or a plugin."""
-        fields = b"".join([b"%b: %b\r\n" % field for field in response.fields])
+        """Return the head of an answer written by the gateway or a plugin. Raises FieldError."""
         own = b"" if exchange is None else self._own_fields(exchange)
-        return b"HTTP/1.1 %d %b\r\n%b%bcontent-length: %d\r\n%b\r\n" % (
+        bodiless = response.status in BODILESS_STATUS
+        return b"HTTP/1.1 %d %b\r\n%b%b%b%b\r\n" % (
             response.status,
             _REASONS.get(response.status, b"Unknown"),
-            fields,
+            field_lines(response.fields),
             own,
-            len(response.body),
+            b"" if bodiless else b"content-length: %d\r\n" % len(response.body),
             b"connection: close\r\n" if close else b"",
         )
 
@@ -67,7 +100,9 @@ class ReplyHeads:
                 exchange.cache_mode.encode(),
             )
         if exchange.reply_fields:
-            own += b"".join([b"%b: %b\r\n" % field for field in exchange.reply_fields])
+            fields, exchange.reply_fields = exchange.reply_fields, []
+            own += field_lines(fields)  # where this raises, the refusal goes out without them
+            exchange.reply_fields = fields
         return own
 
 

@@ -35,6 +35,13 @@ class KeyDirectory(Protocol):
 
     def find_key(self, key_hash: bytes) -> KeyRecord | None: ...
 
+    def all_principals(self) -> Iterable[Principal]:
+        """Return on whose behalf each key calls, so that what keys name can be checked before traffic comes.
+
+        A directory whose keys come and go while it runs may return none.
+        """
+        ...
+
 
 class BindingDirectory(Protocol):
     """Find provider bindings, from memory."""
@@ -44,12 +51,6 @@ class BindingDirectory(Protocol):
         ...
 
     def all_bindings(self) -> Iterable[ProviderBinding]: ...
-
-
-class Clock(Protocol):
-    """Tell the time in seconds since the epoch."""
-
-    def time(self) -> float: ...
 
 
 @attrs.frozen

@@ -9,7 +9,7 @@ from __future__ import annotations
 import binascii
 import hmac
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import attrs
@@ -92,6 +92,9 @@ class ConfiguredKeys:
 
     def find_key(self, key_hash: bytes) -> KeyRecord | None:
         return self._by_hash.get(key_hash)
+
+    def all_principals(self) -> Iterable[Principal]:
+        return [record.principal for record in self._by_hash.values()]
 
 
 def _record_of(key: KeyConfig, pepper: bytes, namespace: str, where: str) -> KeyRecord:

@@ -24,12 +24,11 @@ from penstock.framing import ChunkedFraming, CloseFraming, Framing, FramingError
 from penstock.heads import HeadError, ResponseHead, read_response_head
 from penstock.outbox import Outbox
 from penstock.providers import Origin, Receiver, UpstreamRequest
-from penstock.upstream.store import ConnectionStore, Limits
+from penstock.upstream.store import REPEATABLE_METHODS, ConnectionStore, Limits
 from penstock.upstream.tls import TLSContexts
 
 HELD_BYTES = 64 * 1024
 """Body bytes read ahead of a receiver before reading is paused."""
-_REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
 """RFC 9110 section 9.2.2: methods that may be sent again when a kept-alive connection has died."""
 
 
@@ -128,7 +127,7 @@ class DirectConnection(asyncio.Protocol):
         if body:
             head += b"content-length: %d\r\n\r\n" % len(body)
             self._transports.outbox.write_all(transport, head, body)
-        elif request.method in _REPEATABLE:
+        elif request.method in REPEATABLE_METHODS:
             self._transports.outbox.write(transport, head + b"\r\n")
         else:
             self._transports.outbox.write(transport, head + b"content-length: 0\r\n\r\n")
@@ -375,7 +374,7 @@ class DirectTransport:
         try:
             return await connection.send(request, now)
         except UpstreamError as error:
-            if error.fault != "reset" or connection._buffer or request.method not in _REPEATABLE:  # noqa: SLF001
+            if error.fault != "reset" or connection._buffer or request.method not in REPEATABLE_METHODS:  # noqa: SLF001
                 raise
         connection = await self._open(origin, request.timeouts.connect)
         return await connection.send(request, now)

@@ -8,6 +8,9 @@ import attrs
 
 from penstock.providers import Origin
 
+REPEATABLE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
+"""What may be sent again on another connection without doing it twice (RFC 9110 section 9.2.2)."""
+
 
 @attrs.frozen
 class Limits:

@@ -24,11 +24,10 @@ from penstock.errors import UpstreamError
 from penstock.framing import FramingError
 from penstock.heads import HeadError, ResponseHead, read_response_head
 from penstock.providers import Origin, Receiver, UpstreamRequest
-from penstock.upstream.store import ConnectionStore, Limits
+from penstock.upstream.store import REPEATABLE_METHODS, ConnectionStore, Limits
 from penstock.upstream.tls import TLSContexts
 from penstock.upstream.watched import ExchangeWatch, Wire
 
-_REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
 _CONNECTION_FIELDS = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
 _MAX_STREAMS = 100
 """httpcore's own bound of concurrent streams on an HTTP/2 connection."""
@@ -113,7 +112,7 @@ class _Exchange:
             name, _, value = line.partition(b":")
             if not origin.http2 or name.lower() not in _CONNECTION_FIELDS:
                 fields.append((name, value.strip()))
-        if request.body or request.method not in _REPEATABLE:
+        if request.body or request.method not in REPEATABLE_METHODS:
             fields.append((b"content-length", b"%d" % len(request.body)))
         return httpcore.Request(
             request.method,
@@ -172,7 +171,7 @@ class _Exchange:
         return (
             self.fault_of(error, in_body=False).fault == "reset"
             and not was_answered
-            and self._request.method in _REPEATABLE
+            and self._request.method in REPEATABLE_METHODS
         )
 
     def fault_of(self, error: Exception, *, in_body: bool) -> UpstreamError:
@@ -219,6 +218,7 @@ class HttpcoreResponse:
     """Hold a response whose body a task pulls, one read at a time, once it is started."""
 
     is_raw = False
+    framing = None
 
     def __init__(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import attrs
 
-from penstock import ConfigurationError, ProviderBinding, Secret, Timeouts, header_fields
+from penstock import ConfigurationError, Principal, ProviderBinding, Secret, Timeouts, header_fields
 
 
 @attrs.frozen(kw_only=True)
@@ -67,6 +68,26 @@ class ConfiguredBindings:
 
     def all_bindings(self) -> Iterable[ProviderBinding]:
         return self._by_name.values()
+
+
+def faults_of(bindings: Sequence[ProviderBinding], principals: Iterable[Principal]) -> list[str]:
+    """Return a line for each handle given twice, and for each name of a binding in a key that no binding has."""
+    faults = []
+    handles: dict[str, str] = {}
+    for binding in bindings:
+        if binding.handle is not None:
+            first = handles.setdefault(binding.handle, binding.name)
+            if first != binding.name:
+                faults.append(f"binding {binding.name!r}: handle: {binding.handle!r} is that of binding {first!r}")
+    names = [binding.name for binding in bindings]
+    known = {*names, *(binding.id for binding in bindings)}
+    for principal in principals:
+        for name in principal.bindings:
+            if name not in known:
+                near = get_close_matches(name, names, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names) or 'none'}"
+                faults.append(f"key {principal.key_name!r}: bindings: there is no binding {name!r}{hint}")
+    return faults
 
 
 def _binding_of(entry: BindingConfig, where: str) -> ProviderBinding:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import anyio
 import attrs
@@ -26,8 +27,12 @@ from penstock import (
 from penstock_plugins.routing.resolve import Reachable, callable_models, is_allowed
 
 CACHE_SECONDS = 60.0
+FAILURE_SECONDS = 5.0
+"""How long a provider that could not be asked is left alone."""
 TIMEOUT_SECONDS = 5.0
 MAX_BYTES = 4 * 1024 * 1024
+PAGE_SIZE = 1000
+MAX_PAGES = 10
 _CREATED = 1_735_689_600
 _CREATED_AT = "2025-01-01T00:00:00Z"
 
@@ -38,6 +43,8 @@ Entry = dict[str, Any]
 
 class _Listing(msgspec.Struct):
     data: list[Entry]
+    has_more: bool | None = None
+    last_id: str | None = None
 
 
 _read_listing = msgspec.json.Decoder(_Listing).decode
@@ -51,7 +58,10 @@ class ModelLists:
         self._fetch = fetch
         self._clock = clock
         self._incomplete = b"X-%b-Models-Incomplete" % header_stem(namespace)
-        self._cached: dict[str, tuple[float, list[Entry]]] = {}
+        self._cached: dict[str, tuple[float, list[Entry] | None]] = {}
+        """Until when, and what was listed; None for a provider that could not be asked."""
+        self._under_way: dict[str, anyio.Event] = {}
+        """Bindings that are being asked, so that many clients ask a provider once."""
 
     async def answer(
         self, exchange: Exchange, principal: Principal, reachable: Sequence[Reachable], known_names: frozenset[str]
@@ -97,32 +107,54 @@ class ModelLists:
 
     async def _list_into(self, results: dict[str, list[Entry] | None], exchange: Exchange, found: Reachable) -> None:
         name = found.binding.name
+        while name in self._under_way:
+            await self._under_way[name].wait()  # whoever asks may leave without an answer
         cached = self._cached.get(name)
-        if cached is not None and self._clock() - cached[0] < CACHE_SECONDS:
-            results[name] = cached[1]
-            return
+        if cached is None or self._clock() >= cached[0]:
+            cached = await self._ask_alone(exchange, found)
+        results[name] = cached[1]
+
+    async def _ask_alone(self, exchange: Exchange, found: Reachable) -> tuple[float, list[Entry] | None]:
+        name = found.binding.name
+        answered = self._under_way[name] = anyio.Event()
         try:
-            results[name] = await self._ask(exchange, found)
-        except Exception:  # noqa: BLE001 - whatever a provider or its adapter does, the others are listed
-            results[name] = None
-        else:
-            self._cached[name] = (self._clock(), results[name] or [])
+            entries: list[Entry] | None = None
+            with contextlib.suppress(Exception):  # whatever a provider or its adapter does, the others are listed
+                entries = await self._ask(exchange, found)
+            kept = self._clock() + (FAILURE_SECONDS if entries is None else CACHE_SECONDS), entries
+            self._cached[name] = kept
+        finally:
+            del self._under_way[name]
+            answered.set()
+        return kept
 
     async def _ask(self, exchange: Exchange, found: Reachable) -> list[Entry]:
-        request = found.provider.build(_plain(exchange), found.candidate(None, "only"))
-        answer = await self._fetch(request, timeout=TIMEOUT_SECONDS, max_bytes=MAX_BYTES)
-        if answer.status != 200:
-            raise UpstreamError("protocol", f"the listing was answered with {answer.status}")
-        return [entry for entry in _read_listing(answer.body).data if isinstance(entry.get("id"), str)]
+        """Return what a provider lists, page by page where it speaks Anthropic's dialect only."""
+        dialects = found.provider.dialects
+        query = b"limit=%d" % PAGE_SIZE if "anthropic.messages" in dialects and "openai.chat" not in dialects else b""
+        entries: list[Entry] = []
+        after = b""
+        with anyio.fail_after(TIMEOUT_SECONDS):
+            for _ in range(MAX_PAGES):
+                request = found.provider.build(_plain(exchange, query + after), found.candidate(None, "only"))
+                answer = await self._fetch(request, timeout=TIMEOUT_SECONDS, max_bytes=MAX_BYTES)
+                if answer.status != 200:
+                    raise UpstreamError("protocol", f"the listing was answered with {answer.status}")
+                page = _read_listing(answer.body)
+                entries += [entry for entry in page.data if isinstance(entry.get("id"), str)]
+                if not query or not page.has_more or not page.last_id:
+                    break
+                after = b"&after_id=" + quote(page.last_id, safe="").encode()
+        return entries
 
 
-def _plain(exchange: Exchange) -> Exchange:
-    """Return the exchange as a plain listing: no query, none of the client's conditional headers."""
+def _plain(exchange: Exchange, query: bytes) -> Exchange:
+    """Return the exchange as a plain listing: no query but ours, none of the client's conditional headers."""
     request = exchange.request
     keep = (b"anthropic-version", b"anthropic-beta", b"user-agent", b"accept")
     headers = request.headers.without([name.lower() for name, _ in request.headers if name.lower() not in keep])
     head: RequestHead = with_headers(request.head, headers)
-    plain = attrs.evolve(request, head=head, path=b"/v1/models", query=b"", body=b"")
+    plain = attrs.evolve(request, head=head, path=b"/v1/models", query=query, body=b"")
     return attrs.evolve(exchange, request=plain)
 
 

@@ -15,6 +15,7 @@ from penstock import (
     ConfigurationError,
     Exchange,
     Fetch,
+    KeyDirectory,
     Principal,
     RequestError,
     Response,
@@ -22,9 +23,9 @@ from penstock import (
     StateKey,
     hookimpl,
 )
-from penstock_plugins.routing.bindings import ConfiguredBindings, RoutingConfig
+from penstock_plugins.routing.bindings import ConfiguredBindings, RoutingConfig, faults_of
 from penstock_plugins.routing.models import ModelLists
-from penstock_plugins.routing.resolve import Reachable, resolve
+from penstock_plugins.routing.resolve import Reachable, not_bound, resolve
 
 _CHAIN: StateKey[Sequence[Candidate]] = StateKey("routing.chain")
 _REMEMBERED_CHAINS = 10_000
@@ -57,7 +58,11 @@ class Routing:
     @hookimpl
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """Check every binding against its provider before traffic comes."""
+        """Check every binding against its provider, and what keys name against the bindings, before traffic comes."""
+        keys = self.services.find(KeyDirectory)  # type: ignore[type-abstract]
+        faults = faults_of(list(self._directory.all_bindings()), () if keys is None else keys.all_principals())
+        if faults:
+            raise ConfigurationError(*faults)
         for binding in self._directory.all_bindings():
             provider = self.services.provider_of(binding)
             try:
@@ -80,13 +85,23 @@ class Routing:
 
     @hookimpl
     def select_provider(self, exchange: Exchange) -> Candidate | None:
-        """Return the next binding of the chain that has not been tried."""
-        tried = len(exchange.attempts)
-        if tried:
-            chain = exchange.state[_CHAIN]
-        else:
-            chain = exchange.state[_CHAIN] = self._chain(exchange)
-        return chain[tried] if tried < len(chain) else None
+        """Return the first binding of the chain that nobody has tried."""
+        chain = exchange.state.get(_CHAIN)
+        if chain is None:
+            chain = exchange.state[_CHAIN] = self._chain_after_others(exchange)
+        attempts = exchange.attempts
+        if not attempts:
+            return chain[0] if chain else None
+        tried = [attempt.binding_id for attempt in attempts]
+        return next((candidate for candidate in chain if candidate.binding.id not in tried), None)
+
+    def _chain_after_others(self, exchange: Exchange) -> Sequence[Candidate]:
+        try:
+            return self._chain(exchange)
+        except RequestError:
+            if not exchange.attempts:
+                raise
+            return ()  # what a binding chosen by another plugin answered is better than a refusal
 
     @hookimpl
     def post_response(self, exchange: Exchange) -> None:
@@ -107,17 +122,28 @@ class Routing:
             return self._chain_of_stored(exchange, principal)
         model = exchange.peek.model
         if not model:
+            if endpoint.family == "gemini" and _may_go_without_model(exchange.request.path, principal):
+                return self._chain_of_stored(exchange, principal)
             raise RequestError("missing_model", 'The request body names no model; add a "model".', param="model")
         key = (principal, model, endpoint.dialect)
         chain = self._chains.get(key)
         if chain is None:
             reachable = self._reachable(principal, endpoint.dialect)
-            chain = tuple(resolve(model, principal, reachable, self._names()))
+            elsewhere = self._elsewhere(principal, endpoint.dialect)
+            chain = tuple(resolve(model, principal, reachable, self._names(), elsewhere))
             if len(self._chains) >= _REMEMBERED_CHAINS:
                 self._chains.clear()
             if len(model) <= _REMEMBERED_MODEL:
                 self._chains[key] = chain
-        return chain
+        previous = exchange.peek.previous_response_id
+        return chain if previous is None else self._maker_first(chain, previous)
+
+    def _maker_first(self, chain: Sequence[Candidate], previous: str) -> Sequence[Candidate]:
+        """Return the chain with the binding in front that made the response a new one builds on."""
+        maker = self._responses.get(previous.encode())
+        if maker is None:
+            return chain
+        return sorted(chain, key=lambda candidate: candidate.binding.name != maker)
 
     def _chain_of_stored(self, exchange: Exchange, principal: Principal) -> Sequence[Candidate]:
         """Return where a stored response lives; one that is not remembered can only be the primary's.
@@ -126,12 +152,13 @@ class Routing:
         """
         identifier = exchange.request.path.removeprefix(b"/v1/responses/").partition(b"/")[0]
         maker = self._responses.get(identifier)
-        reachable = self._reachable(principal, exchange.request.endpoint.dialect)
+        dialect = exchange.request.endpoint.dialect
+        reachable = self._reachable(principal, dialect)
         chosen = reachable[:1] if maker is None else [found for found in reachable if found.binding.name == maker]
         if maker is not None and not chosen:
             raise RequestError("not_found", "There is no stored response of this id for this virtual key.")
         if not chosen:
-            raise RequestError("provider_not_bound", "This virtual key has no provider binding for this endpoint.")
+            raise not_bound(self._elsewhere(principal, dialect))
         return [found.candidate(None, "stored") for found in chosen]
 
     def _names(self) -> frozenset[str]:
@@ -141,14 +168,24 @@ class Routing:
 
     def _reachable(self, principal: Principal, dialect: str) -> list[Reachable]:
         """Return the bindings a key may use whose provider speaks the dialect."""
+        return [found for found in self._bound(principal) if dialect in found.provider.dialects]
+
+    def _elsewhere(self, principal: Principal, dialect: str) -> frozenset[str]:
+        """Return the types and handles of a key's bindings whose provider does not speak the dialect."""
+        bindings = [found.binding for found in self._bound(principal) if dialect not in found.provider.dialects]
+        return frozenset(name for binding in bindings for name in (binding.type, binding.handle) if name)
+
+    def _bound(self, principal: Principal) -> list[Reachable]:
         if principal.bindings:
             found = [self._directory.find_binding(name) for name in principal.bindings]
         else:
             found = list(self._directory.all_bindings())
-        reachable = []
-        for binding in found:
-            if binding is not None:
-                provider = self.services.provider_of(binding)
-                if dialect in provider.dialects:
-                    reachable.append(Reachable(binding, provider))
-        return reachable
+        return [Reachable(binding, self.services.provider_of(binding)) for binding in found if binding is not None]
+
+
+def _may_go_without_model(path: bytes, principal: Principal) -> bool:
+    """Say whether a Gemini path that names no model may go to the first binding: listings, files, cached contents.
+
+    A key that may call some models only gets no path that calls a method or hides something in an escape.
+    """
+    return principal.models_allowed is None or (b":" not in path and b"%" not in path)

@@ -37,14 +37,23 @@ class Reachable:
 
 
 def resolve(
-    asked: str, principal: Principal, reachable: Sequence[Reachable], known_names: frozenset[str]
+    asked: str,
+    principal: Principal,
+    reachable: Sequence[Reachable],
+    known_names: frozenset[str],
+    elsewhere: frozenset[str] = frozenset(),
 ) -> list[Candidate]:
-    """Return the candidates in order. ``known_names`` are types and handles, this key's or not.
+    """Return the candidates in order.
+
+    ``known_names`` are types and handles, this key's or not; ``elsewhere`` those of its bindings that do not speak
+    the dialect of the endpoint.
 
     Raises RequestError ``model_not_recognized``, ``provider_not_bound``, ``model_not_allowed``.
     """
     model = principal.model_aliases.get(asked, asked)
-    found = _find(model, reachable, known_names)
+    if not reachable:
+        raise not_bound(elsewhere)
+    found = _find(model, reachable, known_names, elsewhere)
     if not found:
         raise _not_recognized(asked, principal, reachable, known_names)
     if asked in principal.model_aliases:
@@ -76,7 +85,12 @@ def _bare(asked: str, candidate: Candidate) -> str:
     return rest if slash and head in (candidate.binding.handle, candidate.binding.type) else asked
 
 
-def _find(model: str, reachable: Sequence[Reachable], known_names: frozenset[str]) -> list[Candidate]:
+def _find(
+    model: str,
+    reachable: Sequence[Reachable],
+    known_names: frozenset[str],
+    elsewhere: frozenset[str] = frozenset(),
+) -> list[Candidate]:
     head, slash, rest = model.partition("/")
     if slash and rest:
         by_handle = [found.candidate(rest, "handle") for found in reachable if found.binding.handle == head]
@@ -86,10 +100,9 @@ def _find(model: str, reachable: Sequence[Reachable], known_names: frozenset[str
         if by_type:
             return by_type
         if head in known_names and not any(found.declares(model) for found in reachable):
+            why = "does not serve this endpoint" if head in elsewhere else "this virtual key has no binding for"
             raise RequestError(
-                "provider_not_bound",
-                f"The model names the provider {head!r}, which this virtual key has no binding for.",
-                param="model",
+                "provider_not_bound", f"The model names the provider {head!r}, which {why}.", param="model"
             )
     steps: tuple[tuple[str, Callable[[Reachable], bool]], ...] = (
         ("declared", lambda found: found.declares(model)),
@@ -100,7 +113,7 @@ def _find(model: str, reachable: Sequence[Reachable], known_names: frozenset[str
         chosen = [found.candidate(model, source) for found in reachable if fits(found)]
         if chosen:
             return chosen
-    if len(reachable) == 1 and not reachable[0].declares_any:
+    if len(reachable) == 1:
         return [reachable[0].candidate(model, "only")]
     return [found.candidate(model, "undeclared") for found in reachable if not found.declares_any]
 
@@ -125,11 +138,18 @@ def callable_models(
     return list(names.items())
 
 
+def not_bound(elsewhere: frozenset[str]) -> RequestError:
+    """Return the refusal of a key none of whose bindings can take the request."""
+    if elsewhere:
+        message = "No provider binding of this virtual key serves this endpoint."
+    else:
+        message = "This virtual key has no provider binding."
+    return RequestError("provider_not_bound", message, param="model")
+
+
 def _not_recognized(
     asked: str, principal: Principal, reachable: Sequence[Reachable], known_names: frozenset[str]
 ) -> RequestError:
-    if not reachable:
-        return RequestError("provider_not_bound", "This virtual key has no provider binding.", param="model")
     models = [model for model, _ in callable_models(principal, reachable, known_names)][:_SHOWN_MODELS]
     hint = f"; it can call {', '.join(models)}" if models else "; name one as handle/model or type/model"
     return RequestError(
