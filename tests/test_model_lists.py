@@ -12,7 +12,7 @@ from penstock import FetchedResponse, UpstreamError, UpstreamRequest, new_key
 from penstock.testing import FakeUpstream, Harness, RecordedRequest, Reply, Stall, http_reply
 from penstock.testing.harness import PEPPER
 from penstock.testing.upstream import Close, Step
-from penstock_plugins.routing.models import CACHE_SECONDS, MAX_BYTES, TIMEOUT_SECONDS, ModelLists
+from penstock_plugins.routing.models import CACHE_SECONDS, FAILURE_SECONDS, MAX_BYTES, TIMEOUT_SECONDS, ModelLists
 
 pytestmark = pytest.mark.anyio
 
@@ -194,13 +194,18 @@ async def test_provider_that_fails_is_named_and_the_others_are_listed(failure: s
         assert [entry["id"] for entry in reply.json()["data"]] == ["good"]
 
 
-async def test_every_failed_provider_is_named_and_the_failure_is_not_kept() -> None:
+async def test_every_failed_provider_is_named_and_asked_again_after_a_moment() -> None:
     first, second = (
         FakeUpstream([[http_reply(b"", 503)], [http_reply(listing(name))]]) for name in ("from a", "from b")
     )
     async with gateway(binding("a", first), binding("b", second), upstreams=[first, second]) as harness:
-        failed = await harness.request("GET", "/v1/models")
-        assert (failed.header(INCOMPLETE), failed.json()["data"]) == ("a, b", [])
+        clock = Clock()
+        lists_of(harness)._clock = clock
+        for clock.now in (0.0, FAILURE_SECONDS - 0.001):
+            failed = await harness.request("GET", "/v1/models")
+            assert (failed.header(INCOMPLETE), failed.json()["data"]) == ("a, b", [])
+            assert len(first.requests) == len(second.requests) == 1
+        clock.now = FAILURE_SECONDS
         assert await ids(harness) == ["from a", "from b"]
 
 
