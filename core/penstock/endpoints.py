@@ -63,7 +63,7 @@ ALL = (*_POST, MODELS, MODEL, RESPONSE_BY_ID, RESPONSE_CANCEL, RESPONSE_ITEMS, G
 EXACT: dict[bytes, Endpoint] = {endpoint.path.encode(): endpoint for endpoint in (*_POST, MODELS)}
 _RESPONSES = b"/v1/responses/"
 _is_response_id = re.compile(rb"[A-Za-z0-9_-]{1,128}").fullmatch
-_walks_elsewhere = re.compile(rb"//|/\.|%2[eE]|%2[fF](?:\.|/|%2[fF])").search
+_walks_elsewhere = re.compile(rb"(?:/|%2[fF])(?:/|\.|%2[fF])|%2[eE]").search
 """What a provider could read as another path than the one that was judged here."""
 _MODELS = b"/v1/models/"
 
