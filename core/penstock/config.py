@@ -15,6 +15,7 @@ from typing import Any, Literal
 import attrs
 
 from penstock.errors import ConfigurationError
+from penstock.hooks import HOOK_SECONDS
 from penstock.pipeline import Drain
 from penstock.server import ServerLimits
 from penstock.structuring import describe, read_secret, shown, structure, suggest
@@ -73,6 +74,8 @@ class GatewayConfig:
     """Connections to providers."""
     tls: TLSConfig | None = None
     """Serve HTTPS; unset serves HTTP."""
+    hook_timeout: float = HOOK_SECONDS
+    """Seconds that one call of a plugin's hook may await; post_response has five."""
     drain_after_disconnect: Drain | None = None
     """Read a stream on after its client has gone, within these bounds, to learn its usage; unset cancels."""
 
@@ -165,6 +168,8 @@ def _read_gateway(table: Mapping[str, Any], origins: Mapping[str, str], source: 
     faults = []
     if not NAMESPACE.fullmatch(gateway.namespace):
         faults.append(f"{place('namespace')} use lower-case letters, digits and _, a letter first, at most 32")
+    if not gateway.hook_timeout > 0:
+        faults.append(f"{place('hook_timeout')} must be more than 0")
     if not 1 <= gateway.workers <= MAX_WORKERS:
         faults.append(f"{place('workers')} must be from 1 to {MAX_WORKERS}")
     try:

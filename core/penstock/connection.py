@@ -27,6 +27,7 @@ from penstock.framing import ChunkedDecoder, FramingError
 from penstock.heads import HeadError, RequestHead, read_request_head
 from penstock.ids import new_request_id, new_trace
 from penstock.models import Exchange, Request, Response
+from penstock.outbox import reset
 
 if TYPE_CHECKING:
     from penstock.relay import Relay
@@ -390,6 +391,12 @@ class Connection(asyncio.Protocol):
 
     def close_after_write(self) -> None:
         self._keep_alive = False
+
+    def cut(self) -> None:
+        """Reset the connection: a clean close would pass for the end of a body that nothing else delimits."""
+        self._keep_alive = False
+        if self._transport is not None and not self._is_gone:
+            reset(self._transport)
 
     def linger(self) -> None:
         """Close, but let the client read the answer first: what it still sends is read and dropped for a moment."""

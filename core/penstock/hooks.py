@@ -8,10 +8,13 @@ only ones that know pluggy.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+import math
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import attrs
 import pluggy
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from penstock.providers import ResponseFilter
 
 PER_EXCHANGE = ("authenticate", "pre_request", "select_provider", "on_stream_chunk", "post_response")
+HOOK_SECONDS = 30.0
+"""How long a hook may await, unless the configuration says otherwise."""
 ONCE = ("register_providers", "register_routes", "register_commands", "lifespan")
 
 
@@ -37,6 +42,8 @@ class Call:
     is_async: bool
     is_always: bool = True
     """For on_stream_chunk: whether the plugin sees every exchange's chunks."""
+    timeout: float = HOOK_SECONDS
+    """How long one call may await, in seconds."""
     calls: int = 0
     total_ns: int = 0
     errors: int = 0
@@ -55,44 +62,49 @@ class Call:
             self.total_ns += perf_counter_ns() - started
 
     async def wait(self, pending: Awaitable[Any]) -> Any:
-        """Await what ``run`` returned."""
+        """Await what ``run`` returned. Raises PluginError for whatever goes wrong, and once the time is up."""
         started = perf_counter_ns()
         try:
-            return await pending
+            with anyio.move_on_after(self.timeout):
+                return await pending
         except RequestError:
             raise
         except Exception as error:
             raise self.failed() from error
         finally:
             self.total_ns += perf_counter_ns() - started
+        raise self.failed() from TimeoutError(f"it awaited for more than {self.timeout:g} s")
 
     def chunk(self, exchange: Exchange, chunk: Chunk) -> bytes:
         """Run a synchronous chunk hook; returns the bytes to pass on."""
         started = perf_counter_ns()
         try:
-            edited: bytes | None = self.function(exchange, chunk)
+            edited = self.function(exchange, chunk)
         except RequestError:
             raise
         except Exception as error:
             raise self.failed() from error
         finally:
             self.count(started)
-        return chunk.data if edited is None else edited
+        return chunk.data if edited is None else self._checked(edited)
 
     async def chunk_async(self, exchange: Exchange, chunk: Chunk) -> bytes:
         """Run a chunk hook of either kind; returns the bytes to pass on."""
         if not self.is_async:
             return self.chunk(exchange, chunk)
-        started = perf_counter_ns()
-        try:
-            edited: bytes | None = await self.function(exchange, chunk)
-        except RequestError:
-            raise
-        except Exception as error:
-            raise self.failed() from error
-        finally:
-            self.count(started)
-        return chunk.data if edited is None else edited
+        self.calls += 1
+        edited = await self.wait(self.function(exchange, chunk))
+        return chunk.data if edited is None else self._checked(edited)
+
+    def _checked(self, edited: object) -> bytes:
+        if isinstance(edited, bytes):
+            return edited
+        if inspect.iscoroutine(edited):
+            edited.close()
+            problem = "it returned a coroutine; a chunk hook that awaits is declared async def"
+        else:
+            problem = f"it returned {type(edited).__name__}, not bytes or None"
+        raise self.failed() from TypeError(problem)
 
     def count(self, started: int) -> None:
         self.calls += 1
@@ -140,9 +152,14 @@ def new_plugin_manager() -> pluggy.PluginManager:
     return manager
 
 
-def compile_hooks(manager: pluggy.PluginManager) -> Hooks:
-    """Turn what is registered into tuples. Raises ConfigurationError for what cannot be called."""
-    compiled: dict[str, tuple[Call, ...]] = {name: tuple(_calls(manager, name)) for name in PER_EXCHANGE}
+def compile_hooks(manager: pluggy.PluginManager, timeout: float = HOOK_SECONDS) -> Hooks:
+    """Turn what is registered into tuples. Raises ConfigurationError for what cannot be called.
+
+    ``timeout``: how long a hook may await, in seconds; the pipeline bounds post_response itself.
+    """
+    compiled = {
+        name: tuple(_calls(manager, name, math.inf if name == "post_response" else timeout)) for name in PER_EXCHANGE
+    }
     compiled["post_response"] = tuple(reversed(compiled["post_response"]))
     return Hooks(
         **compiled,
@@ -150,7 +167,7 @@ def compile_hooks(manager: pluggy.PluginManager) -> Hooks:
     )
 
 
-def _calls(manager: pluggy.PluginManager, hook: str) -> Iterable[Call]:
+def _calls(manager: pluggy.PluginManager, hook: str, timeout: float) -> Iterable[Call]:
     for implementation in _in_order(manager, hook):
         plugin, function = implementation.plugin_name, implementation.function
         if implementation.hookwrapper or implementation.wrapper:
@@ -160,7 +177,7 @@ def _calls(manager: pluggy.PluginManager, hook: str) -> Iterable[Call]:
         if parameters != expected:
             raise ConfigurationError(f"plugin {plugin!r}: {hook} must take ({', '.join(expected)}), has {parameters}")
         is_always = hook != "on_stream_chunk" or bool(getattr(implementation.plugin, "sees_chunks", False))
-        yield Call(plugin, hook, function, inspect.iscoroutinefunction(function), is_always)
+        yield Call(plugin, hook, function, inspect.iscoroutinefunction(function), is_always, timeout)
 
 
 def _in_order(manager: pluggy.PluginManager, hook: str) -> list[pluggy.HookImpl]:
@@ -173,9 +190,24 @@ def _in_order(manager: pluggy.PluginManager, hook: str) -> list[pluggy.HookImpl]
 
 
 def collect(manager: pluggy.PluginManager, hook: str, **arguments: Any) -> list[tuple[str, Any]]:
-    """Call a once-at-start hook on every plugin, in order of the configuration; returns (plugin, result) pairs."""
+    """Call a once-at-start hook on every plugin, in order of the configuration; returns (plugin, result) pairs.
+
+    Raises ConfigurationError naming the plugin for whatever it raises.
+    """
     results = []
     for implementation in _in_order(manager, hook):
         values = [arguments[name] for name in implementation.argnames]
-        results.append((implementation.plugin_name, implementation.function(*values)))
+        with faults_named(implementation.plugin_name, hook):
+            results.append((implementation.plugin_name, implementation.function(*values)))
     return results
+
+
+@contextmanager
+def faults_named(plugin: str, hook: str) -> Iterator[None]:
+    """Turn whatever a plugin raises at start into a ConfigurationError that names plugin and hook."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"plugin {plugin!r} failed in {hook}: {type(error).__name__}: {error}") from error

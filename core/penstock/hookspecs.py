@@ -1,8 +1,9 @@
 """The contract between core and plugins: every hook, in the order of one exchange.
 
 A plugin is a class whose methods carry ``@hookimpl``. Each per-exchange hook takes one argument, the exchange, and may
-be ``def`` or ``async def``; a ``def`` may also return an awaitable when, for this exchange, there is something to wait
-for. Prefer ``def`` where nothing is awaited: it costs a third. A hook that no enabled plugin implements costs nothing.
+be ``def`` or ``async def``; a ``def`` other than ``on_stream_chunk`` may also return an awaitable when, for this
+exchange, there is something to wait for. What is awaited is bounded by ``[gateway] hook_timeout``. Prefer ``def``
+where nothing is awaited: it costs a third. A hook that no enabled plugin implements costs nothing.
 
 An exception other than RequestError out of any hook up to ``select_provider`` ends the exchange with 500
 ``plugin_error`` and a log line naming plugin and hook; out of ``on_stream_chunk`` it ends the stream; out of
@@ -109,7 +110,9 @@ def on_stream_chunk(exchange: Exchange, chunk: Chunk) -> bytes | None:
     with ``exchange.watch_chunks(name)``; on event streams a chunk is one or more whole events. A final call with
     ``chunk.is_end`` closes the body.
     Returns: None keeps the bytes as they are, b"" holds them back, other bytes replace them.
-    Raises: RequestError to stop the stream (the client gets one terminal error event). ``def`` or ``async def``.
+    Raises: RequestError to stop the stream (the client gets one terminal error event). ``def`` or ``async def``; a
+    ``def`` returns bytes or None, never an awaitable: it is called where nothing can be awaited.
+    A body with content codings is decoded before it gets here, and reaches the client without them.
     """
 
 

@@ -201,8 +201,8 @@ class Attempt:
     ended_ns: int = 0
     status: int | None = None
     reason: str | None = None
-    """Why it did not answer: an UpstreamFault, ``status``, ``error_event``, ``client_gone`` (before there was an answer to
-    relay), ``not_sent`` (there was no request to send), or a skip reason."""
+    """Why it did not answer: an UpstreamFault, ``status``, ``error_event``, ``client_gone`` (before there was an answer
+    to relay), ``not_sent`` (no request could be made), ``internal_error``, or a skip reason."""
     message: str | None = None
     """Details for the operator; may name hosts, so it is not for clients."""
     is_skipped: bool = False

@@ -9,6 +9,8 @@ somebody's latency: then each write is made at once.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import Any
 
 _COPIED_BYTES = 16 * 1024
@@ -57,3 +59,11 @@ def _write(loop: asyncio.AbstractEventLoop, transport: asyncio.WriteTransport, d
     except Exception as error:  # noqa: BLE001 - a write that fails must not take those of others with it
         transport.abort()
         loop.call_exception_handler({"message": "a write failed", "exception": error})
+
+
+def reset(transport: asyncio.WriteTransport) -> None:
+    """Close a connection with a TCP reset; what was not sent yet is lost."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

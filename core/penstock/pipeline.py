@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import anyio
 import attrs
 
+from penstock.awaited import open_relay
 from penstock.dialects.estimate import estimate_usage
 from penstock.endpoints import ALL
 from penstock.envelopes import error_response
@@ -25,7 +26,6 @@ from penstock.hooks import Call, Hooks
 from penstock.ids import new_span_id
 from penstock.inspection import editable_body
 from penstock.metering import BodyWindow
-from penstock.awaited import open_relay
 from penstock.models import Attempt, Candidate, Exchange, Principal, Response, Usage
 from penstock.providers import Transport, UpstreamRequest
 from penstock.relay import Client, Relay

@@ -8,38 +8,35 @@ States, each left only forwards:
 ready for it only once its first complete event is there and is not an error. After ``commit()`` the response is the
 client's: no edit of what was sent, no other provider, and a broken upstream ends in one terminal event.
 
-**Two ways through.** Raw: the wire's own bytes, framing included, callback to callback. Content: framing undone, a
-filter and the chunk hooks applied, framed anew; taken only when somebody may edit, or the client's HTTP version cannot
-carry the upstream's framing.
+**Two ways through.** Raw: the wire's own bytes, framing included, callback to callback. Content: framing and, where
+somebody may edit, content codings undone, a filter and the chunk hooks applied, framed anew; taken only when somebody
+may edit, or the client's HTTP version cannot carry the upstream's framing. Hooks that await: ``awaited``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from penstock.codings import CodingError, decode_prefix
-from penstock.editing import NO_EDITS, Editor, Edits
+from penstock.editing import NO_EDITS, Editor, Edits, PayloadReader, coding_of, uncoded
 from penstock.envelopes import stream_error_payload
 from penstock.errors import RequestError, UpstreamError
-from penstock.framing import ChunkedDecoder, ChunkedFraming, FramingError, encode_chunk
+from penstock.framing import ChunkedFraming, encode_chunk
 from penstock.metering import Meter
 from penstock.models import Exchange
-from penstock.sse import Event, first_event, is_error_event, terminal_event
+from penstock.probing import PROBE_BYTES, Verdict, probe_stream
+from penstock.sse import terminal_event
 
 if TYPE_CHECKING:
     from penstock.providers import UpstreamResponse
 
-PROBE_BYTES = 64 * 1024
-"""An event stream without a complete event in its first 64 KiB is committed as it is."""
-_FIRST_LOOK = 2048
-QUEUED_BYTES = 64 * 1024
-_END_OF_CHUNKS = b"0\r\n\r\n"
+__all__ = ["PROBE_BYTES", "QUEUED_BYTES", "Client", "Relay"]
 
-Verdict = Literal["ready", "error_event", "failed"]
+QUEUED_BYTES = 64 * 1024
+"""What is held before the upstream is made to wait: of an answer not committed yet, or for hooks that await."""
+_END_OF_CHUNKS = b"0\r\n\r\n"
 
 
 class Client(Protocol):
@@ -57,34 +54,18 @@ class Client(Protocol):
         """Close the connection once what was written is out, without a clean end of the body."""
         ...
 
+    def cut(self) -> None:
+        """Reset the connection: a clean close would pass for the end of a body that nothing else delimits."""
+        ...
+
 
 class Relay:
     """Carry one response body. A Receiver for the transport; driven by the pipeline."""
 
-    __slots__ = (
-        "_buffer",
-        "_chunks",
-        "_client",
-        "_editor",
-        "_exchange",
-        "_frames",
-        "_is_async",
-        "_is_finished",
-        "_is_flowing",
-        "_is_held",
-        "_meter",
-        "_queue",
-        "_queued",
-        "_upstream_error",
-        "_waiter",
-        "_write",
-        "ended",
-        "fault",
-        "is_raw",
-        "is_sse",
-        "response",
-        "verdict",
-    )
+    __slots__ = ("_buffer", "_client", "_coding", "_editor", "_exchange", "_frames", "_is_close_delimited",
+                 "_is_finished", "_is_flowing", "_is_full", "_is_held", "_meter", "_payload",
+                 "_upstream_error", "_waiter", "_write", "ended", "fault", "is_raw", "is_sse", "response",
+                 "verdict")  # fmt: skip
 
     def __init__(self, exchange: Exchange, response: UpstreamResponse, client: Client, edits: Edits) -> None:
         head = response.head
@@ -98,61 +79,82 @@ class Relay:
         self._write: Callable[[bytes], None] = client.write
         content_type = head.headers.get(b"content-type")
         self.is_sse = content_type is not None and content_type.startswith(b"text/event-stream")
+        self._coding = coding_of(head)
+        """The content codings of what the client gets."""
+        self._payload: PayloadReader | None = None
+        self._editor: Editor | None = None
+        self._buffer = b""
+        self._is_flowing = self._is_finished = self._is_full = self._is_held = False
+        self._frames = self._is_close_delimited = False
+        self._upstream_error: UpstreamError | None = None
+        self._waiter: asyncio.Future[None] | None = None
         is_chunked = response.is_raw and head.chunked
-        edited = edits is not NO_EDITS and head.headers.get(b"content-encoding") is None
+        edited = edits is not NO_EDITS and head.has_body
         self.is_raw = (
             response.is_raw
             and not edited
             and ((is_chunked and not client.is_http10) or head.content_length is not None or not head.has_body)
         )
-        self._is_async = edited and edits.has_async
-        self._chunks = ChunkedDecoder(allow_extensions=True) if is_chunked and not self.is_raw else None
-        self._frames = False
-        framing = response.framing if is_chunked and self.is_raw else None  # type: ignore[attr-defined]
+        if not self.is_raw:
+            self._read_payload(exchange, edits if edited else NO_EDITS, is_chunked=is_chunked)
+        framing = response.framing if is_chunked and self.is_raw else None
         assert framing is None or isinstance(framing, ChunkedFraming)
-        self._meter = Meter(framing, head.headers.get(b"content-encoding"))
-        self._editor = Editor(exchange, edits, is_sse=self.is_sse) if edited else None
-        self._buffer = b""
-        self._is_flowing = self._is_finished = self._is_held = False
-        self._upstream_error: UpstreamError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._queue: deque[bytes] = deque()
-        self._queued = 0
+        self._meter = Meter(framing, self._coding)
+
+    def _read_payload(self, exchange: Exchange, edits: Edits, *, is_chunked: bool) -> None:
+        """Take the body apart; one that nobody here can read has failed, where somebody was to read it."""
+        coding = None
+        if edits is not NO_EDITS:
+            self._editor = Editor(exchange, edits, is_sse=self.is_sse)
+            coding, self._coding = self._coding, None
+            if coding is not None:
+                self.response.head = uncoded(self.response.head)
+        try:
+            self._payload = PayloadReader(is_chunked=is_chunked, coding=coding)
+        except UpstreamError as error:
+            self._upstream_error = error
+            self.verdict = "failed"
 
     # --- from the transport ---------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
         if not self._is_flowing:
-            self._buffer = self._buffer + data if self._buffer else data
-            if self.verdict is None:
-                self._probe()
+            self._hold(data)
         elif self.is_raw:
             self._write(data)
             self._meter.add(data)
             self._exchange.chunks_out += 1
-        elif self._is_async:
-            self._enqueue(data)
-        else:
-            self._forward(data)
+        elif self._upstream_error is None and not self.ended:
+            assert self._payload is not None
+            try:
+                payload = self._payload.feed(data)
+            except UpstreamError as error:
+                self.fail(error)
+                return
+            if payload:
+                self._forward(payload)
 
     def finish(self) -> None:
+        if self._payload is not None and self._upstream_error is None:
+            try:
+                self._payload.finish()
+            except UpstreamError as error:
+                self.fail(error)
+                return
         self._is_finished = True
-        if not self._is_flowing:
-            self._decide("ready")
-        elif self._is_async:
-            self._wake()
+        if self._is_flowing:
+            self._conclude()
         else:
-            self._end()
+            self._decide("ready")
 
     def fail(self, error: Exception) -> None:
         assert isinstance(error, UpstreamError)
         self._upstream_error = error
-        if not self._is_flowing:
-            self._decide("failed")
-        elif self._is_async:
-            self._wake()
+        self.response.close()
+        if self._is_flowing:
+            self._conclude()
         else:
-            self._break_off(error)
+            self._decide("failed")
 
     # --- before the commit ----------------------------------------------------------------------------------------
 
@@ -161,31 +163,31 @@ class Relay:
             self.verdict = verdict
             self._wake()
 
+    def _hold(self, data: bytes) -> None:
+        """Keep a read until the commit; an upstream whose answer nobody takes yet is made to wait."""
+        if self._upstream_error is not None:
+            return
+        if self._payload is not None:
+            try:
+                data = self._payload.feed(data)
+            except UpstreamError as error:
+                self.fail(error)
+                return
+        self._buffer = self._buffer + data if self._buffer else data
+        if self.verdict is None:
+            self._probe()
+        elif len(self._buffer) > QUEUED_BYTES and not self._is_full:
+            self._is_full = True
+            self.response.pause()
+
     def _probe(self) -> None:
-        if not self.is_sse or len(self._buffer) > PROBE_BYTES:
+        if not self.is_sse:
             self._decide("ready")
             return
-        event = self._first_event(self._buffer[:_FIRST_LOOK])
-        if event is None and len(self._buffer) > _FIRST_LOOK:
-            event = self._first_event(self._buffer)
-        if event is not None:
-            self._decide("error_event" if is_error_event(event) else "ready")
-
-    def _first_event(self, wire: bytes) -> Event | None:
-        head = self.response.head
-        try:
-            text = ChunkedDecoder(allow_extensions=True).feed(wire) if self._is_chunked else wire
-            coding = head.headers.get(b"content-encoding")
-            if coding is not None:
-                text = decode_prefix(text, coding, PROBE_BYTES)
-        except (FramingError, CodingError):
-            return None
-        found = first_event(text)
-        return None if found is None else found[0]
-
-    @property
-    def _is_chunked(self) -> bool:
-        return self.response.is_raw and self.response.head.chunked
+        is_chunked = self.is_raw and self.response.head.chunked
+        verdict = probe_stream(self._buffer, is_chunked=is_chunked, coding=self._coding)
+        if verdict is not None:
+            self._decide(verdict)
 
     async def wait_verdict(self, timeout: float) -> Verdict:
         """Wait until the response may be committed or has failed; no verdict in time is ``failed``."""
@@ -213,7 +215,7 @@ class Relay:
         """Give the response to the client: head and buffered body in one write."""
         exchange, client, buffer = self._exchange, self._client, self._buffer
         self._buffer = b""
-        if self._is_finished and self._editor is None and self.is_raw:
+        if self._is_finished and self.is_raw:
             self._commit_whole(buffer)
             return
         head = client.begin(exchange, self, self._framing_field())
@@ -226,11 +228,11 @@ class Relay:
         else:
             self._write(head)
             if buffer:
-                self.receive(buffer)
-        if self._upstream_error is not None and not self.ended:
-            self.fail(self._upstream_error)
-        elif self._is_finished and not self.ended:
-            self.finish()
+                self._forward(buffer)
+        if self._is_full and not self._is_held:
+            self.resume()
+        if (self._upstream_error is not None or self._is_finished) and not self.ended:
+            self._conclude()
 
     def _commit_whole(self, buffer: bytes) -> None:
         """Take the short way of a body that was complete before the commit."""
@@ -260,22 +262,33 @@ class Relay:
         if not head.has_body:
             return b"" if head.status == 304 else b"content-length: 0\r\n"
         if self._client.is_http10:
+            self._is_close_delimited = True
             self._client.close_after_write()
             return b""
         self._frames = not self.is_raw
         return b"transfer-encoding: chunked\r\n"
 
-    def _forward(self, data: bytes) -> None:
-        """Run one read through filter and synchronous hooks."""
+    def _forward(self, payload: bytes) -> None:
+        """Run one payload through filter and hooks."""
+        self._meter.add(payload)
+        editor = self._editor
+        if editor is None:
+            self._emit(payload)
+            return
         try:
-            payload = data if self._chunks is None else self._chunks.feed(data)
-            self._meter.add(payload)
-            if payload:
-                self._emit(payload if self._editor is None else self._editor.feed(payload))
-        except FramingError as error:
-            self._break_off(UpstreamError("protocol", str(error)))
+            self._emit(editor.feed(payload))
         except Exception as error:  # noqa: BLE001 - a plugin's fault must not reach the transport's callback
             self._block(error)
+        else:
+            if editor.fault is not None:
+                self._break_off(editor.fault)
+
+    def _conclude(self) -> None:
+        """End a body whose last byte, or failure, has come."""
+        if self._upstream_error is None:
+            self._end()
+        else:
+            self._break_off(self._upstream_error)
 
     def _emit(self, payload: bytes) -> None:
         if payload and not self.ended:
@@ -285,13 +298,22 @@ class Relay:
     def _end(self) -> None:
         if self.ended:
             return
-        if self._editor is not None:
-            try:
-                self._emit(self._editor.finish())
-            except Exception as error:  # noqa: BLE001 - a plugin's fault must not reach the transport's callback
-                self._block(error)
-                return
-        self._close("complete")
+        editor = self._editor
+        if editor is None:
+            self._close("complete")
+            return
+        try:
+            self._emit(editor.finish())
+        except Exception as error:  # noqa: BLE001 - a plugin's fault must not reach the transport's callback
+            self._block(error)
+        else:
+            self._close_edited(editor)
+
+    def _close_edited(self, editor: Editor) -> None:
+        if editor.fault is None:
+            self._close("complete")
+        else:
+            self._break_off(editor.fault)
 
     def _close(self, end: Literal["complete", "client_gone", "upstream_failed", "blocked"]) -> None:
         if self._frames and end == "complete":
@@ -306,9 +328,7 @@ class Relay:
         if self.ended:
             return
         message = f"The provider failed in the middle of its answer: {error.message}."
-        self._write_terminal("upstream_mid_stream_failure", "provider_error", message)
-        self._client.close_after_write()
-        self._close("upstream_failed")
+        self._stop("upstream_failed", "upstream_mid_stream_failure", "provider_error", message)
 
     def _block(self, error: Exception) -> None:
         if isinstance(error, RequestError):
@@ -320,70 +340,37 @@ class Relay:
             self.fault = error
             self._exchange.error = RequestError("plugin_error", str(error))
         kind = "guardrail_blocked" if code == "stream_chunk_blocked" else code
-        self._write_terminal(code, kind, message)
+        self._stop("blocked", code, kind, message)
+
+    def _stop(self, end: Literal["upstream_failed", "blocked"], code: str, kind: str, message: str) -> None:
+        """End a body too early, and so that the client can tell."""
+        has_told = self.is_sse and self._coding is None
+        if has_told:
+            self._write_terminal(code, kind, message)
         self.response.close()
-        self._client.close_after_write()
-        self._close("blocked")
+        self._close(end)
+        if self._is_close_delimited and not has_told:
+            self._client.cut()
+        else:
+            self._client.close_after_write()
 
     def _write_terminal(self, code: str, kind: str, message: str) -> None:
-        """Append one error event on a frame boundary, where the body is an event stream that can take it."""
-        if not self.is_sse or self.response.head.headers.get(b"content-encoding") is not None:
-            return
+        """Append one error event on a frame boundary."""
         payload = stream_error_payload(self._exchange.request.endpoint.family, kind, code, message)
         pending = self._meter.window().text[-PROBE_BYTES:]
         if self._editor is not None and self._editor.splitter is not None:
             pending = b""  # hooks let whole events through only
         event = terminal_event("error", payload, pending=pending)
-        if self.is_raw and self._is_chunked:
+        if self.is_raw and self.response.head.chunked:
             event = self._meter.follower().continuation(event)
         elif self._frames:
             event = encode_chunk(event)
         self._write(event)
 
-    # --- asynchronous hooks ---------------------------------------------------------------------------------------
-
-    def _enqueue(self, data: bytes) -> None:
-        self._queue.append(data)
-        self._queued += len(data)
-        if self._queued > QUEUED_BYTES:
-            self.response.pause()
-        self._wake()
-
-    async def pump(self) -> None:
-        """Run queued reads through hooks that await, one after the other, until the body has ended."""
-        editor = self._editor
-        assert editor is not None
-        try:
-            while not self.ended:
-                if self._queue:
-                    await self._pump_one(editor, self._queue.popleft())
-                elif self._upstream_error is not None:
-                    self._break_off(self._upstream_error)
-                elif self._is_finished:
-                    self._emit(await editor.finish_async())
-                    self._close("complete")
-                else:
-                    await self._wait(asyncio.get_running_loop())
-        except FramingError as error:
-            self._break_off(UpstreamError("protocol", str(error)))
-        except Exception as error:  # noqa: BLE001 - one fault must end the body, not the connection
-            self._block(error)
-
-    async def _pump_one(self, editor: Editor, data: bytes) -> None:
-        self._queued -= len(data)
-        if not self._is_held:
-            self.resume()
-        payload = data if self._chunks is None else self._chunks.feed(data)
-        self._meter.add(payload)
-        if payload:
-            self._emit(await editor.feed_async(payload))
-
     # --- the end --------------------------------------------------------------------------------------------------
 
     async def wait_end(self) -> None:
         """Return once the body has ended at the client, cleanly or not."""
-        if self._is_async:
-            await self.pump()
         while not self.ended:
             await self._wait(asyncio.get_running_loop())
 
@@ -400,10 +387,8 @@ class Relay:
         self.response.pause()
 
     def resume(self) -> None:
-        """Let the upstream go on, unless hooks that await are behind."""
         self._is_held = False
-        if self._queued <= QUEUED_BYTES // 2:
-            self.response.resume()
+        self.response.resume()
 
     def mute(self, on_write: Callable[[bytes], None]) -> None:
         """Send what still comes to ``on_write`` instead of the client (the drain of an abandoned stream)."""

@@ -95,6 +95,14 @@ class Telemetry:
         details["traceback"] = traceback_of(error.__cause__ or error)
         self.log.error("fault", **details)
 
+    def report_exhausted(self, exchange: Exchange) -> None:
+        """Log why no provider answered; clients are not told, for these texts may name hosts."""
+        attempts = [
+            {"binding": attempt.binding_id, "reason": attempt.outcome, "message": attempt.message}
+            for attempt in exchange.attempts
+        ]
+        self.log.warning("no provider answered", request_id=exchange.request_id.decode(), attempts=attempts)
+
     def start(self) -> None:
         if self._sinks and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="penstock-telemetry", daemon=True)
