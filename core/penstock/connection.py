@@ -28,6 +28,7 @@ from penstock.heads import HeadError, RequestHead, read_request_head
 from penstock.ids import new_request_id, new_trace
 from penstock.models import Exchange, Request, Response
 from penstock.outbox import reset
+from penstock.replies import BODILESS_STATUS
 
 if TYPE_CHECKING:
     from penstock.relay import Relay
@@ -50,6 +51,7 @@ class Connection(asyncio.Protocol):
         "_chunks",
         "_deadline",
         "_drained",
+        "_held_bytes",
         "_is_busy",
         "_is_closing",
         "_is_gone",
@@ -81,7 +83,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._parsed: RequestHead | None = None
         self._body: list[bytes] = []
-        self._body_bytes = self._needed = 0
+        self._body_bytes = self._needed = self._held_bytes = 0
         self._chunks: ChunkedDecoder | None = None
         self._is_ready = self._is_busy = self._is_oversize = False
         self._is_closing = self._is_gone = self._is_lingering = False
@@ -105,6 +107,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why it went makes no difference
         self._is_gone = self._is_closing = True
         self._server.connections.discard(self)
+        self._release()
         if self._scope is not None:
             self._scope.cancel()
         self._wake()
@@ -121,9 +124,12 @@ class Connection(asyncio.Protocol):
         try:
             self._read(data)
         except HeadError as error:
-            self._refuse(_CODE_OF_STATUS.get(error.status, "bad_request"), str(error.message), error.status)
+            code = _CODE_OF_STATUS.get(error.status, "bad_request")
+            self._refuse(RequestError(code, str(error.message), status=error.status))
         except FramingError as error:
-            self._refuse("bad_request", f"The request body is not framed correctly: {error}.", 400)
+            self._refuse(RequestError("bad_request", f"The request body is not framed correctly: {error}."))
+        except RequestError as error:
+            self._refuse(error)
 
     def pause_writing(self) -> None:
         self._write_paused = True
@@ -197,6 +203,8 @@ class Connection(asyncio.Protocol):
                     self._body_bytes += len(data)
                 if len(data) == missing:
                     self._complete(b"")
+                else:
+                    self._hold()
             else:
                 self._body.append(data[:missing])
                 self._complete(data[missing:])
@@ -212,18 +220,34 @@ class Connection(asyncio.Protocol):
             self._complete(b"")
         elif chunks.complete:
             self._complete(chunks.unused)
+        else:
+            self._hold()
+
+    def _hold(self) -> None:
+        """Count what is here of a body still arriving. Raises RequestError where all connections hold too much."""
+        server, limit = self._server, self._server.limits.max_buffered_bytes
+        server.buffered_bytes += self._body_bytes - self._held_bytes
+        self._held_bytes = self._body_bytes
+        if server.buffered_bytes > limit:
+            raise overloaded("bytes of request bodies still arriving", limit)
+
+    def _release(self) -> None:
+        self._server.buffered_bytes -= self._held_bytes
+        self._held_bytes = 0
 
     def _complete(self, ahead: bytes) -> None:
+        if self._held_bytes:
+            self._release()
         self._deadline = 0.0
         self._buffer = ahead
         self._is_ready = True
         self._wake()
 
-    def _refuse(self, code: str, message: str, status: int) -> None:
+    def _refuse(self, error: RequestError) -> None:
         """Answer what could not be read as a request, and close."""
         self._keep_alive = False
-        self._server.count_refusal(code)
-        self._respond(None, self._error_response(RequestError(code, message, status=status)), with_body=True)
+        self._server.count_refusal(error.code)
+        self._respond(None, self._error_response(error), with_body=True)
         self.linger()
 
     def _error_response(self, error: RequestError) -> Response:
@@ -310,7 +334,8 @@ class Connection(asyncio.Protocol):
         scope = http_scope(mount, head, path, query, self.client, self._server.scheme)
         bridge = Bridge(self, head, body, close=not self._keep_alive)
         try:
-            await bridge.run(mount.app, scope)
+            with self._server.kept_generation():
+                await bridge.run(mount.app, scope)
         except Exception as error:  # noqa: BLE001 - an application's fault is ours to report
             bridge.close = True
             self._server.report_fault(error)
@@ -373,7 +398,8 @@ class Connection(asyncio.Protocol):
 
     def respond(self, exchange: Exchange, response: Response) -> None:
         """Write a whole answer authored by the gateway or a plugin."""
-        self._respond(exchange, response, with_body=exchange.request.method != b"HEAD")
+        with_body = exchange.request.method != b"HEAD" and response.status not in BODILESS_STATUS
+        self._respond(exchange, response, with_body=with_body)
 
     def _respond(self, exchange: Exchange | None, response: Response, *, with_body: bool) -> None:
         close = not self._keep_alive or self._server.is_draining
@@ -405,6 +431,7 @@ class Connection(asyncio.Protocol):
             return
         self._is_lingering = self._is_closing = True
         self._body.clear()
+        self._release()
         self._buffer = b""
         self._deadline = self._server.now() + LINGER_SECONDS
         if self._read_paused:
@@ -466,4 +493,4 @@ class Connection(asyncio.Protocol):
         elif self.is_idle:
             self.close()
         else:
-            self._refuse("request_timeout", "The request did not arrive in time.", 408)
+            self._refuse(RequestError("request_timeout", "The request did not arrive in time."))

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import anyio
 import anyio.abc
 import attrs
+import sniffio
 
 from penstock.asgi import Mount
 from penstock.connection import Connection
 from penstock.errors import overloaded
 from penstock.models import Exchange, Response
 from penstock.outbox import Outbox
-from penstock.pipeline import Pipeline
+from penstock.pipeline import SETTLE_SECONDS, Pipeline
 from penstock.replies import ReplyHeads
 
 SWEEP_SECONDS = 0.1
+SWEEP_ROUND = 10
+"""Sweeps in which many connections are looked at once each."""
+SWEEP_ALL = 500
+"""Connections up to which every sweep looks at all."""
 _PROBE_FIELDS = ((b"content-type", b"text/plain; charset=utf-8"), (b"cache-control", b"no-store"))
 
 
@@ -43,7 +50,9 @@ class ServerLimits:
     write_timeout: float = 120.0
     """A client that takes nothing for so long is cut off."""
     drain_timeout: float = 30.0
-    """How long exchanges may run on after SIGTERM, or after a reload under the old configuration."""
+    """How long exchanges may run on after SIGTERM; after a reload they end in their own time."""
+    max_buffered_bytes: int = 1024 * 1024 * 1024
+    """Request bodies still arriving, over all connections of a process; one more byte is 503 ``overloaded``."""
 
 
 class Generation(Protocol):
@@ -65,6 +74,8 @@ class Server:
         self.connections: set[Connection] = set()
         self.generation: Generation | None = None
         self.in_flight = 0
+        self.buffered_bytes = 0
+        """Bytes of request bodies that have not arrived whole."""
         self.is_draining = False
         self.is_started = False
         self.refusals: dict[str, int] = {}
@@ -73,6 +84,7 @@ class Server:
         self._outbox: Outbox | None = None
         self._listeners: list[asyncio.Server] = []
         self._sweepables: list[Any] = []
+        self._unswept: list[Connection] = []
 
     @property
     def outbox(self) -> Outbox:
@@ -106,7 +118,13 @@ class Server:
             options["sock"] = sock
         else:
             options |= {"host": host, "port": port, "reuse_port": reuse_port or None}
-        listener = await self._loop.create_server(lambda: Connection(self), **options)
+        # Connections begin in the listener's callbacks, outside of any task, where anyio cannot tell by itself on
+        # which library it runs; only under anyio.run was it told. The callbacks run in a copy of this context.
+        token = sniffio.current_async_library_cvar.set("asyncio")
+        try:
+            listener = await self._loop.create_server(lambda: Connection(self), **options)
+        finally:
+            sniffio.current_async_library_cvar.reset(token)
         self._listeners.append(listener)
         self.is_started = True
         return int(listener.sockets[0].getsockname()[1])
@@ -115,13 +133,26 @@ class Server:
         while True:
             await anyio.sleep(SWEEP_SECONDS)
             now = self.now()
-            for connection in list(self.connections):
+            for connection in self._due_for_sweep():
                 connection.sweep(now)
             for sweepable in self._sweepables:
                 sweepable.sweep(now)
 
-    async def drain(self) -> None:
-        """Stop accepting, let exchanges finish within the bound, cut the rest."""
+    def _due_for_sweep(self) -> list[Connection]:
+        """Return all connections while they are few; of many a part, so that a round does not hold up traffic."""
+        connections = self.connections
+        if len(connections) <= SWEEP_ALL:
+            self._unswept.clear()
+            return list(connections)
+        if not self._unswept:
+            self._unswept = list(connections)
+        count = -(-len(connections) // SWEEP_ROUND)
+        due = self._unswept[-count:]
+        del self._unswept[-count:]
+        return [connection for connection in due if connection in connections]
+
+    async def drain(self, settle_seconds: float = SETTLE_SECONDS) -> None:
+        """Stop accepting, let exchanges finish within the bound, cut the rest and give it time to settle."""
         self.is_draining = True
         for listener in self._listeners:
             listener.close()
@@ -134,7 +165,7 @@ class Server:
                 await anyio.sleep(0.02)
         for connection in list(self.connections):
             connection.abort()
-        with anyio.move_on_after(5.0):
+        with anyio.move_on_after(settle_seconds):
             while self.in_flight:  # noqa: ASYNC110 - as above
                 await anyio.sleep(0.01)
 
@@ -167,6 +198,17 @@ class Server:
         finally:
             self.in_flight -= 1
             self.outbox.active = self.in_flight
+            generation.in_flight -= 1
+
+    @contextmanager
+    def kept_generation(self) -> Iterator[None]:
+        """Keep the plugins of now from being stopped by a reload while an application of theirs answers."""
+        generation = self.generation
+        assert generation is not None
+        generation.in_flight += 1
+        try:
+            yield
+        finally:
             generation.in_flight -= 1
 
     def answer_probe(self, method: bytes, path: bytes) -> Response | None:

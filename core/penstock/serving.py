@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import gc
 import importlib.util
-import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import anyio
+import attrs
 
 from penstock.config import Configuration
 from penstock.errors import ConfigurationError
 from penstock.gateway import Gateway
-from penstock.log import Log
+from penstock.log import Log, message_of, traceback_of
 from penstock.logs import LogSink
 from penstock.telemetry import Sink, Telemetry
+from penstock.workers import Supervisor
 
 Read = Callable[[], Configuration]
 Announce = Callable[[int], None]
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_REFUSED = "reload refused, the last good configuration stays"
 
 
 def serve_forever(read: Read, announce: Announce | None = None) -> int:
@@ -33,21 +35,27 @@ def serve_forever(read: Read, announce: Announce | None = None) -> int:
     return _serve_one(configuration, read, announce)
 
 
-def _serve_one(configuration: Configuration, read: Read, announce: Announce | None, *, reuse_port: bool = False) -> int:
+def _serve_one(
+    configuration: Configuration, read: Read, announce: Announce | None, *, lifeline: int | None = None
+) -> int:
+    """Serve in this process; one of several workers has a ``lifeline``, whose end is its own."""
     gateway_config = configuration.gateway
     log = Log(gateway_config.log)
     gateway = Gateway(configuration, Telemetry(_sinks(configuration, log), log))
     options = {"use_uvloop": _wants_uvloop(gateway_config.loop)}
-    anyio.run(_run, gateway, read, announce, reuse_port, backend_options=options)
+    anyio.run(_run, gateway, read, announce, lifeline, backend_options=options)
     return 0
 
 
-async def _run(gateway: Gateway, read: Read, announce: Announce | None, reuse_port: bool) -> None:
+async def _run(gateway: Gateway, read: Read, announce: Announce | None, lifeline: int | None) -> None:
     log = gateway.telemetry.log
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with anyio.open_signal_receiver(*SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a worker is forked with them blocked
+        if lifeline is not None:
+            _end_with(lifeline)
         async with gateway.running():
             try:
-                port = await gateway.listen(reuse_port=reuse_port)
+                port = await gateway.listen(reuse_port=lifeline is not None)
             except OSError as error:
                 raise ConfigurationError(
                     f"{gateway.configuration.source}: [gateway] listen: cannot listen on "
@@ -64,11 +72,25 @@ async def _run(gateway: Gateway, read: Read, announce: Announce | None, reuse_po
             log.info("draining", in_flight=gateway.server.in_flight)
 
 
+def _end_with(lifeline: int) -> None:
+    """Have this process end as SIGTERM ends it when the supervisor is gone, whatever killed that."""
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        loop.remove_reader(lifeline)
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(lifeline, end)
+
+
 async def _reload(gateway: Gateway, read: Read, log: Log) -> None:
     try:
         await gateway.reload(read)
     except ConfigurationError as error:
-        log.error("reload refused, the last good configuration stays", faults=error.faults)
+        log.error(_REFUSED, faults=error.faults)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - no file and no plugin in it ends what runs
+        fault = f"{type(error).__name__}: {message_of(error)}"
+        log.error(_REFUSED, faults=[fault], traceback=traceback_of(error))
     else:
         log.info("reloaded")
 
@@ -104,20 +126,14 @@ def _sinks(configuration: Configuration, log: Log) -> list[Sink]:
 
 def check_configuration(configuration: Configuration) -> None:
     """Build everything, start plugins and stop them again, without listening. Raises ConfigurationError."""
-
-    async def start_and_stop() -> None:
-        generation = Gateway(configuration).generation
-        await generation.start()
-        await generation.stop()
-
-    anyio.run(start_and_stop)
+    anyio.run(Gateway(configuration).generation.rehearse)
 
 
 # --- several processes on one port ---------------------------------------------------------------------------------
 
 
 def _serve_with_workers(configuration: Configuration, read: Read, announce: Announce | None) -> int:
-    """Fork workers that share a port by SO_REUSEPORT; a worker that dies is replaced, signals are passed on."""
+    """Fork workers that share a port by SO_REUSEPORT; one that dies is replaced, signals are passed on."""
     Gateway(configuration)  # refuse bad configuration before forking
     host, port = configuration.gateway.address
     holder = _reserve_port(host, port)
@@ -125,15 +141,17 @@ def _serve_with_workers(configuration: Configuration, read: Read, announce: Anno
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def read_on_port() -> Configuration:
-        import attrs  # noqa: PLC0415
-
         fresh = read()
         return attrs.evolve(fresh, gateway=attrs.evolve(fresh.gateway, listen=address))
 
-    workers = {_fork(read_on_port) for _ in range(configuration.gateway.workers)}
-    if announce is not None:
-        announce(port)
-    return _supervise(workers, read_on_port)
+    def serve(listening: Callable[[], None], lifeline: int) -> int:
+        return _serve_one(read_on_port(), read_on_port, lambda _: listening(), lifeline=lifeline)
+
+    def all_listen() -> None:
+        if announce is not None:
+            announce(port)
+
+    return Supervisor(configuration.gateway.workers, serve, all_listen, Log(configuration.gateway.log)).run()
 
 
 def _reserve_port(host: str, port: int) -> socket.socket:
@@ -147,46 +165,3 @@ def _reserve_port(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise ConfigurationError(f"[gateway] listen: cannot listen on {host}:{port}: {error.strerror}") from error
     return holder
-
-
-def _fork(read: Read) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        status = _serve_one(read(), read, None, reuse_port=True)
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)  # noqa: T201
-        status = 2
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _supervise(workers: set[int], read: Read) -> int:
-    stopping = False
-
-    def pass_on(number: int, _: Any) -> None:
-        nonlocal stopping
-        stopping = stopping or number != signal.SIGHUP
-        for pid in workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, pass_on)
-    while workers:
-        try:
-            pid, status = os.wait()
-        except ChildProcessError:
-            break
-        workers.discard(pid)
-        if not stopping:
-            if os.waitstatus_to_exitcode(status) == 2:
-                pass_on(signal.SIGTERM, None)
-                return 2
-            workers.add(_fork(read))
-    return 0
