@@ -1,9 +1,9 @@
 """Patterns of regular expressions that some supported interpreter matches wrongly.
 
 CPython before 3.11.5 (Debian 12 has 3.11.2) matches a possessively repeated group wrongly where the group has
-choices of its own: ``(?:ab?c)*+`` takes four bytes of ``abcabx``, not three. Possessive single
-characters and classes (``[^"]*+``) are right, and so are atomic groups: ``(?>(?:...)*)`` is what newer releases
-compile a possessive group to.
+choices of its own: ``(?:ab?c)*+`` takes four bytes of ``abcabx``, not three. Possessive single characters and
+classes (``[^"]*+``) are right, and so are atomic groups, ``(?>(?:...)*)``. These keep memory for each repetition
+until they end, so where a client chooses the count, the count is bounded; the last tests here watch over that.
 """
 
 import ast

@@ -29,11 +29,11 @@ _CLOSER = {_BRACE: _BRACE_END, _BRACKET: _BRACKET_END}
 # ones match wrongly before CPython 3.11.5). Their counts are bounded because the matcher keeps some hundred
 # bytes per repetition until the group ends.
 _WS = rb"[ \t\n\r]*+"
-_PLAIN = rb'[^"{}\[\]]'
+_PLAIN = rb'[^"{}\[\]]*+'
 _SHORT = rb'"[^"]{0,256}+(?<!\\)"'
-_RUN = rb"(?>(?:" + _PLAIN + rb"++|" + _SHORT + rb"){0,2000})"
+_RUN = _PLAIN + rb"(?>(?:" + _SHORT + _PLAIN + rb"){0,2000})"
 _LEAF = rb"(?:\{" + _RUN + rb"\}|\[" + _RUN + rb"\])"
-_RUN2 = rb"(?>(?:" + _PLAIN + rb"++|" + _SHORT + rb"|" + _LEAF + rb"){0,2000})"
+_RUN2 = _PLAIN + rb"(?>(?:(?:" + _SHORT + rb"|" + _LEAF + rb")" + _PLAIN + rb"){0,2000})"
 _FOLD = rb"(?:\{" + _RUN2 + rb"\}|\[" + _RUN2 + rb"\])"
 _BARE = rb"[-+.\w]++"
 _VALUE = rb"(" + _SHORT + rb"|" + _BARE + rb"|" + _FOLD + rb")"
@@ -43,10 +43,10 @@ _bare = re.compile(_BARE).match
 _member = re.compile(rb"(" + _SHORT + rb")" + _WS + rb":" + _WS + _VALUE + _WS + rb"([,}])" + _WS).match
 _element = re.compile(rb"()" + _VALUE + _WS + rb"([,\]])" + _WS).match
 _to_bracket = re.compile(
-    rb"(?>(?:" + _PLAIN + rb"++|" + _SHORT + rb"|" + _FOLD + rb"){0,2000})" + _PLAIN + rb'*+(["{}\[\]])'
+    _PLAIN + rb"(?>(?:(?:" + _SHORT + rb"|" + _FOLD + rb")" + _PLAIN + rb'){0,2000})(["{}\[\]])'
 ).match
 _to_name = re.compile(
-    rb"(?>(?:" + _PLAIN + rb"++|" + _SHORT + rb"(?!" + _WS + rb":)){0,2000})" + _PLAIN + rb'*+(?:([{}\[\]])|(?="))'
+    _PLAIN + rb"(?>(?:" + _SHORT + rb"(?!" + _WS + rb":)" + _PLAIN + rb'){0,2000})(?:([{}\[\]])|(?="))'
 ).match
 # A quote that is not behind exactly one or exactly three backslashes, which is how the usual escaped ones come.
 _unusual_quote = re.compile(rb'"(?<![^\\]\\")(?<![^\\]\\\\\\")').search
