@@ -20,6 +20,8 @@ BODY = b'{"model":"gpt-4o-mini","messages":[]}'
 VIRTUAL_KEYS = ("virtual_keys", VirtualKeys)
 PROVIDING = (("routing", Routing), ("openai_compatible", OpenAICompatible))
 """Classes, not names: looking plugins up among the installed ones would take most of a test's time."""
+SMUGGLED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: smuggled\r\nContent-Length: 0\r\n\r\n"
+CHUNKED = b"Transfer-Encoding: chunked"
 NO_DRAIN = 8.0
 """A leak shows as a drain that takes this long."""
 
@@ -46,6 +48,18 @@ async def empty(server: Server) -> None:
     with anyio.fail_after(NO_DRAIN / 2):
         while server.connections or server.in_flight:
             await anyio.lowlevel.checkpoint()
+
+
+def head(gateway: Harness, *lines: bytes, start: bytes = b"POST /v1/chat/completions HTTP/1.1") -> bytes:
+    """Return a head with a good key, so that only what the test adds can be what is refused."""
+    own = (start, b"Host: gateway.test", b"Authorization: Bearer " + gateway.key.encode())
+    return b"\r\n".join((*own, *lines, b"", b""))
+
+
+async def send(gateway: Harness, *segments: bytes) -> RawClient:
+    client = await gateway.raw()
+    await client.send(*segments)
+    return client
 
 
 async def refused(client: RawClient, status: int, code: str, method: bytes = b"POST") -> Reply:

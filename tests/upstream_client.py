@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import anyio
 import attrs
@@ -19,9 +19,11 @@ from penstock.providers import Origin, UpstreamRequest, UpstreamResponse
 from penstock.upstream.direct import DirectTransport
 from penstock.upstream.store import Limits
 from penstock.upstream.via_httpcore import HttpcoreTransport
-from upstream_servers import Script, ScriptedServer, connect_proxy, serve, turns
+from upstream_servers import Peer, Script, ScriptedServer, connect_proxy, serve, turns
 
 KINDS = ("direct", "direct_tls", "httpcore", "httpcore_tls", "httpcore_forward", "httpcore_tunnel")
+Connect = Callable[..., contextlib.AbstractAsyncContextManager["Bench"]]
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 SHORT = Timeouts(connect=5.0, first_byte=0.1, idle=0.1)
 LONG = Timeouts(connect=5.0, first_byte=20.0, idle=20.0)
 
@@ -100,6 +102,27 @@ class Bench:
         except UpstreamError as error:
             return error.fault
         raise AssertionError("the request was answered")
+
+
+def answering(*pieces: bytes) -> Script:
+    """Answer every request of a connection with the same pieces."""
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.read_request()
+            await peer.send(*pieces)
+
+    return script
+
+
+def answering_once(*pieces: bytes) -> Script:
+    """Answer the first request, then close."""
+
+    async def script(peer: Peer) -> None:
+        await peer.read_request()
+        await peer.send(*pieces)
+
+    return script
 
 
 async def take(response: UpstreamResponse) -> Collector:
