@@ -12,7 +12,14 @@ from penstock import FetchedResponse, UpstreamError, UpstreamRequest, new_key
 from penstock.testing import FakeUpstream, Harness, RecordedRequest, Reply, Stall, http_reply
 from penstock.testing.harness import PEPPER
 from penstock.testing.upstream import Close, Step
-from penstock_plugins.routing.models import CACHE_SECONDS, FAILURE_SECONDS, MAX_BYTES, TIMEOUT_SECONDS, ModelLists
+from penstock_plugins.routing.models import (
+    CACHE_SECONDS,
+    FAILURE_SECONDS,
+    MAX_BYTES,
+    MAX_PAGES,
+    TIMEOUT_SECONDS,
+    ModelLists,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -317,3 +324,89 @@ async def test_client_that_leaves_abandons_the_asking() -> None:
             await stall.gone.wait()
         await harness.wait_settled(1)
         assert harness.exchanges[0].stream_end == "client_gone"
+
+
+# --- pages, and many who ask at once --------------------------------------------------------------------------------
+
+
+def page(request: RecordedRequest) -> list[Step]:
+    """Answer with the page behind ``after_id``; there is always another one."""
+    after = request.target.partition(b"after_id=")[2]
+    number = int(after.removeprefix(b"claude%2F")) + 1 if after else 0
+    return [http_reply(listing(f"claude/{number}")[:-1] + b',"has_more":true,"last_id":"claude/%d"}' % number)]
+
+
+async def test_anthropics_listing_is_read_page_by_page_up_to_a_bound() -> None:
+    upstream = FakeUpstream([page], repeat=True)
+    async with gateway(binding("l", upstream, "anthropic"), upstreams=[upstream]) as harness:
+        assert await ids(harness) == [f"claude/{number}" for number in range(MAX_PAGES)]
+        targets = [request.target for request in upstream.requests]
+        assert targets[:2] == [b"/v1/models?limit=1000", b"/v1/models?limit=1000&after_id=claude%2F0"]
+        assert len(targets) == MAX_PAGES
+
+
+@pytest.mark.parametrize("members", [{}, {"has_more": False, "last_id": "x"}, {"has_more": True, "last_id": None}])
+async def test_last_page_ends_the_asking(members: Table) -> None:
+    body = json.dumps({"data": [{"id": "x"}], **members}).encode()
+    upstream = FakeUpstream([[http_reply(body)]], repeat=True)
+    async with gateway(binding("l", upstream, "anthropic"), upstreams=[upstream]) as harness:
+        assert await ids(harness) == ["x"]
+        assert len(upstream.requests) == 1
+
+
+async def test_page_that_fails_makes_the_listing_incomplete() -> None:
+    upstream = FakeUpstream([page, [http_reply(b"", 500)]])
+    async with gateway(binding("l", upstream, "anthropic"), upstreams=[upstream]) as harness:
+        reply = await harness.request("GET", "/v1/models")
+        assert (reply.header(INCOMPLETE), reply.json()["data"]) == ("l", [])
+
+
+class Gate:
+    """Answer when a test says so."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.arrived = anyio.Event()
+        self.opened = anyio.Event()
+
+    async def __call__(self, request: UpstreamRequest, *, timeout: float, max_bytes: int) -> FetchedResponse:
+        self.asked += 1
+        self.arrived.set()
+        await self.opened.wait()
+        return FetchedResponse(200, listing("m"))
+
+
+async def test_clients_that_ask_together_ask_a_provider_once() -> None:
+    upstream, gate = FakeUpstream(), Gate()
+    found: list[list[str]] = []
+    async with gateway(binding("l", upstream), upstreams=[upstream]) as harness:
+        lists_of(harness)._fetch = gate
+
+        async def one() -> None:
+            found.append(await ids(harness))
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(5):
+                    tasks.start_soon(one)
+                await gate.arrived.wait()
+                gate.opened.set()
+        assert (found, gate.asked) == ([["m"]] * 5, 1)
+
+
+async def test_who_waits_for_a_client_that_leaves_asks_anew() -> None:
+    upstream, gate = FakeUpstream(), Gate()
+    async with gateway(binding("l", upstream), upstreams=[upstream]) as harness:
+        lists_of(harness)._fetch = gate
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                client = await harness.raw()
+                await client.send(harness.request_bytes("GET", "/v1/models"))
+                await gate.arrived.wait()
+                gate.arrived = anyio.Event()
+                tasks.start_soon(ids, harness)
+                client.close()
+                await gate.arrived.wait()
+                gate.opened.set()
+        assert gate.asked == 2
+        assert await ids(harness) == ["m"]
