@@ -163,7 +163,8 @@ async def test_shutdown_ends_generations_that_still_retire() -> None:
 async def test_sighup_is_answered_while_a_stream_runs_on(tmp_path: Path, anyio_backend: Any) -> None:
     (tmp_path / "hold.py").write_text(HOLDING)
     file = greeting(tmp_path, anyio_backend)
-    file.write_text(file.read_text().replace('["./greet.py"]', '["./hold.py"]'))
+    text = file.read_text().replace('["./greet.py"]', '["./hold.py"]')
+    file.write_text(text.replace("drain_timeout = 10.0", "drain_timeout = 60.0"))
     async with serving(file) as process:
         port = (await process.log("listening"))["port"]
         client = await process.connect(port)
