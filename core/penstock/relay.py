@@ -173,6 +173,8 @@ class Relay:
             except UpstreamError as error:
                 self.fail(error)
                 return
+            if not data:
+                return
         self._buffer = self._buffer + data if self._buffer else data
         if self.verdict is None:
             self._probe()
