@@ -235,6 +235,16 @@ def test_plugins_show_prints_hooks_needs_and_settings(run: Run, tmp_path: Path) 
     assert (shown["about"], shown["needs"], shown["untouched_path"]) == ("Greet.", ["edits_body"], False)
 
 
+def test_plugins_show_and_list_say_what_would_never_run(run: Run, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "greeter.py").write_text(PLUGIN.replace("pre_request", "pre_reqest"))
+    shown = json.loads(run("plugins", "show", "./greeter.py", "--format", "json").out)
+    assert shown["fault"] == 'pre_reqest is no hook; did you mean "pre_request"?'
+    config.write_text(CONFIG.replace('"mock"]', '"mock", "./greeter.py"]'))
+    listed = json.loads(run("plugins", "list", "--format", "json").out)
+    assert [row["fault"] for row in listed if row["name"] == "greeter"] == [shown["fault"]]
+    assert {row["fault"] for row in listed if row["name"] != "greeter"} == {None}
+
+
 def test_plugins_show_is_readable_as_text(run: Run) -> None:
     outcome = run("plugins", "show", "routing")
     assert outcome.status == 0

@@ -253,6 +253,37 @@ def test_config_that_is_no_attrs_class_is_refused(folder: Path) -> None:
     assert fault.endswith("Mine.Config must be an attrs class")
 
 
+@pytest.mark.parametrize(
+    ("hook", "fault"),
+    [
+        ("@attrs.frozen\nclass Config:\n    a: int = 1", "Mine has a class Config and nowhere to put it: add the"),
+        (
+            "def __init__(self, clock): ...",
+            "Mine takes clock, which nobody gives it; a plugin may ask for config",
+        ),
+        ("def __init__(self, name, /, a, b=1, *c, d): ...", "Mine takes a, d, which nobody gives it"),
+        ("def __init__(self, config): ...", "Mine takes config and has no class Config"),
+    ],
+)
+def test_constructor_that_cannot_be_called_is_told_what_there_is(folder: Path, hook: str, fault: str) -> None:
+    (found,) = faults_of(folder, write_hook(folder, f"{hook}\n@hookimpl\ndef pre_request(self, exchange): ..."))
+    assert found.startswith(f"f.toml: [plugins.mine]: {fault}")
+
+
+def test_constructor_may_take_whatever_comes(folder: Path) -> None:
+    hook = "@attrs.frozen\nclass Config: ...\ndef __init__(self, **given):\n    self.given = given"
+    hook += "\n@hookimpl\ndef pre_request(self, exchange): ..."
+    _, (plugin,) = load(folder, write_hook(folder, hook))
+    assert list(plugin.instance.given) == ["config"]
+
+
+@pytest.mark.parametrize("name", ["see_chunks", "edit_chunks", "edits_bodies", "read_body"])
+def test_misspelt_need_is_refused(folder: Path, name: str) -> None:
+    hook = f"{name} = True\n@hookimpl\ndef on_stream_chunk(self, exchange, chunk): ..."
+    (fault,) = faults_of(folder, write_hook(folder, hook))
+    assert fault.startswith(f"f.toml: plugin 'mine': {name} is no declared need; did you mean ")
+
+
 def test_declared_needs_are_reported(folder: Path) -> None:
     hook = "sees_chunks = True\nedits_chunks = True\n@hookimpl\ndef on_stream_chunk(self, exchange, chunk): ..."
     _, (plugin,) = load(folder, write_hook(folder, hook))

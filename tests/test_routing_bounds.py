@@ -97,9 +97,9 @@ async def test_names_no_binding_has_and_handles_given_twice_are_told_line_by_lin
         async with harness:
             pytest.fail("the gateway started")
     assert raised.value.faults == (
-        "binding 'spare': handle: 'h' is that of binding 'azure'",
-        "key 'test': bindings: there is no binding 'opnai'; did you mean 'openai'?",
-        "key 'test': bindings: there is no binding 'zzz'; there are azure, openai, spare",
+        "harness: [plugins.routing] binding 'spare': handle: 'h' is that of binding 'azure'",
+        "harness: [plugins.routing] key 'test': bindings: there is no binding 'opnai'; did you mean 'openai'?",
+        "harness: [plugins.routing] key 'test': bindings: there is no binding 'zzz'; there are azure, openai, spare",
     )
 
 

@@ -81,12 +81,18 @@ class Generation:
             try:
                 await stack.enter_async_context(lifespan)
             except ConfigurationError as error:
-                return error
+                return self._placed(name, error)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin does not decide when the gateway ends
                 fault = ConfigurationError(f"plugin {name!r} did not start: {type(error).__name__}: {error}")
                 fault.__cause__ = error
                 return fault
         return None
+
+    def _placed(self, plugin: str, error: ConfigurationError) -> ConfigurationError:
+        """Return the faults with file and table before those that do not say where they are."""
+        source = self.configuration.source
+        lines = [line if line.startswith(source) else f"{source}: [plugins.{plugin}] {line}" for line in error.faults]
+        return ConfigurationError(*lines)
 
     async def stop(self) -> None:
         """Have the lifespans left; returns once they are."""

@@ -125,15 +125,16 @@ def _marked(kind: type[Any]) -> dict[str, Any]:
 
 
 def build(name: str, kind: type[Any], configuration: Configuration, services: Services) -> object:
-    """Make one plugin object: ``kind(config=…, services=…)``, each only where the class takes it."""
+    """Make one plugin object: ``kind(config=…, services=…, name=…)``, each only where the class takes it."""
     table = configuration.plugin_table(name)
     where = f"{configuration.source}: [plugins.{name}]"
+    fault = _fault_of_constructor(kind)
+    if fault is not None:
+        raise ConfigurationError(f"{where}: {fault}")
     parameters = inspect.signature(kind).parameters
     arguments: dict[str, Any] = {}
     config_class = getattr(kind, "Config", None)
     if config_class is not None:
-        if not attrs.has(config_class):
-            raise ConfigurationError(f"{where}: {kind.__qualname__}.Config must be an attrs class")
         arguments["config"] = structure(table, config_class, where=where, folder=configuration.folder)
     elif table:
         raise ConfigurationError(f"{where} {', '.join(table)}: this plugin has no settings")
@@ -149,6 +150,35 @@ def build(name: str, kind: type[Any], configuration: Configuration, services: Se
         raise ConfigurationError(f"{where} {error}") from error
     except Exception as error:
         raise ConfigurationError(f"{where} cannot be built: {type(error).__name__}: {error}") from error
+
+
+def _fault_of_constructor(kind: type[Any]) -> str | None:
+    """Say why a class cannot be built by the arguments there are: config, services, name; by name, all optional."""
+    parameters = inspect.signature(kind).parameters
+    config_class = getattr(kind, "Config", None)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if config_class is not None and not attrs.has(config_class):
+        return f"{kind.__qualname__}.Config must be an attrs class"
+    if config_class is not None and "config" not in parameters and not takes_any:
+        return (
+            f"{kind.__qualname__} has a class Config and nowhere to put it: add the attribute 'config: Config' "
+            "under @attrs.define, or a parameter config to __init__"
+        )
+    given = {"services", "name"} | ({"config"} if config_class is not None else set())
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    missing = [
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.default is parameter.empty and parameter.kind not in variadic and parameter.name not in given
+    ]
+    if "config" in missing:
+        return f"{kind.__qualname__} takes config and has no class Config that says what its table holds"
+    if missing:
+        return (
+            f"{kind.__qualname__} takes {', '.join(missing)}, which nobody gives it; a plugin may ask for config, "
+            "services and name, by these names, and finds all else through services"
+        )
+    return None
 
 
 def load(configuration: Configuration, services: Services) -> tuple[Any, tuple[Plugin, ...]]:
@@ -180,9 +210,7 @@ def _make(entry: str, configuration: Configuration, services: Services, look_up:
     """Find and build one plugin; what an embedding program gives is not looked for, an object not built."""
     given = configuration.given.get(entry)
     if given is None:
-        name, kind, distribution = find(
-            entry, configuration.folder, source=configuration.source, look_up=look_up
-        )
+        name, kind, distribution = find(entry, configuration.folder, source=configuration.source, look_up=look_up)
     else:
         name, kind, distribution = entry, given if isinstance(given, type) else type(given), "given"
     _refuse_strangers(name, kind, configuration.source)
@@ -198,14 +226,21 @@ def _refuse_twice(names: Sequence[str], source: str) -> None:
 
 
 def _refuse_strangers(name: str, kind: type[Any], source: str) -> None:
-    """Refuse what is marked as a hook and would silently never run."""
-    faults = [
-        f"{source}: plugin {name!r}: {member_name} {fault}"
-        for member_name, member in _marked(kind).items()
-        for fault in _faults_of_hook(kind, member_name, member)
-    ]
+    """Refuse what looks like a hook or a declared need and would silently do nothing."""
+    faults = [f"{source}: plugin {name!r}: {fault}" for fault in faults_of(kind)]
     if faults:
         raise ConfigurationError(*faults)
+
+
+def faults_of(kind: type[Any]) -> Iterator[str]:
+    """Yield what is wrong with a class's hooks and declared needs."""
+    for member_name, member in _marked(kind).items():
+        for fault in _faults_of_hook(kind, member_name, member):
+            yield f"{member_name} {fault}"
+    for name, value in inspect.getmembers(kind):
+        close = difflib.get_close_matches(name, NEEDS, n=1, cutoff=0.8) if isinstance(value, bool) else ()
+        if close and name not in NEEDS:
+            yield f'{name} is no declared need; did you mean "{close[0]}"?'
 
 
 def _faults_of_hook(kind: type[Any], name: str, member: Any) -> Iterator[str]:

@@ -32,7 +32,7 @@ def list_plugins(path: Path | None) -> list[Row]:
             row |= {"distribution": None, "hooks": [], "needs": [], "fault": str(error)}
         else:
             hooks = list(plugin_loader.hooks_of(kind))
-            row |= {"distribution": distribution, "hooks": hooks, "needs": _needs(kind), "fault": None}
+            row |= {"distribution": distribution, "hooks": hooks, "needs": _needs(kind), "fault": _fault_of(kind)}
         rows.append(row)
     return rows
 
@@ -51,6 +51,7 @@ def show_plugin(name: str, path: Path | None) -> Row:
         "needs": needs,
         "untouched_path": not {"edits_body", "edits_chunks", "sees_chunks"} & set(needs),
         "settings": settings_of(kind),
+        "fault": _fault_of(kind),
     }
 
 
@@ -68,6 +69,10 @@ def settings_of(kind: type[Any]) -> dict[str, str]:
 
 def _folder(configuration: Configuration | None) -> Path:
     return Path() if configuration is None else configuration.folder
+
+
+def _fault_of(kind: type[Any]) -> str | None:
+    return "; ".join(plugin_loader.faults_of(kind)) or None
 
 
 def _needs(kind: type[Any]) -> list[str]:
