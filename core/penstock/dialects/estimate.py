@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 BYTES_PER_TOKEN = 4
 _MAX_WORD = 2048
 """A longer string without a space is a file in base64, not a text."""
+_MAX_READ = 256 * 1024
+"""A larger request counts by its length: reading it would hold up every other exchange."""
 _MAX_STRINGS = 20_000
 """What follows these in one member counts by its length."""
 
@@ -76,9 +78,9 @@ def estimate_usage(
 ) -> Usage:
     """Estimate usage from the text of a request and of what the meter kept of its response.
 
-    request_body: decoded JSON; a form counts as one token, other bytes by their length. Without a counter
-    four bytes of UTF-8 make a token. What a cut window lacks is scaled up from what it has. Raises only what
-    token_counter raises.
+    request_body: decoded JSON; a form counts as one token, other bytes, and bodies over 256 KiB, by their
+    length. Without a counter four bytes of UTF-8 make a token. What a cut window lacks is scaled up from what
+    it has. Raises only what token_counter raises.
     """
     return Usage(
         input=_estimate_input(request_body, token_counter),
@@ -90,6 +92,8 @@ def estimate_usage(
 def _estimate_input(body: bytes, token_counter: Callable[[str], int] | None) -> int:
     if not body:
         return 0
+    if len(body) > _MAX_READ:
+        return 1 if body.startswith(b"--") else _count_by_length(body)
     try:
         prompt = _decode_prompt(body)
     except (ValueError, RecursionError):
@@ -102,6 +106,19 @@ def _estimate_input(body: bytes, token_counter: Callable[[str], int] | None) -> 
         if b'"' not in ids:
             tokens += len(_numbers(ids))
     return max(tokens, 1) if any(raw not in {b"", b"null", b"[]", b'""'} for raw in raws) else 0
+
+
+def _count_by_length(body: bytes) -> int:
+    """Count a large body by its length, strings without a space left out where they are too long for a word."""
+    left_out = position = 0
+    for _ in range(_MAX_STRINGS):
+        end = body.find(b'"', position)
+        if end < 0:
+            break
+        if end - position > _MAX_WORD and body.find(b" ", position, end) < 0:
+            left_out += end - position
+        position = end + 1
+    return max(1, (len(body) - left_out) // BYTES_PER_TOKEN)
 
 
 def _add_strings(texts: list[bytes], raw: bytes) -> int:

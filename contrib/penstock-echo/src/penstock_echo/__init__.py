@@ -21,6 +21,7 @@ class EchoResponse:
     head: penstock.ResponseHead
     body: bytes
     is_raw: bool = False  # the body is payload, without the wire's chunk framing
+    framing: None = None  # which goes with raw bodies only
 
     def start(self, receiver: penstock.Receiver) -> None:
         receiver.receive(self.body)
