@@ -143,13 +143,14 @@ async def test_unwatched_coded_stream_keeps_its_coding() -> None:
 
 def unreadable(why: str) -> list[Step]:
     coded = encode(JSON, "gzip")
-    return {
+    scripts: dict[str, list[Step]] = {
         "unknown": [coded_reply(b"what is this", "x-secret")],
         "corrupt": [coded_reply(b"this is no gzip at all", "gzip")],
         "cut off": [coded_reply(coded[:-6], "gzip")],
         "one of two": [coded_reply(coded, "gzip, x-secret")],
         "corrupt stream": [coded_head("gzip"), chunk(b"this is no gzip at all"), LAST_CHUNK],
-    }[why]
+    }
+    return scripts[why]
 
 
 WHYS = pytest.mark.parametrize("why", ["unknown", "corrupt", "cut off", "one of two", "corrupt stream"])
