@@ -129,7 +129,7 @@ async def test_configuration_fault_of_a_worker_ends_all_with_2_and_announces_not
         assert await process.ended() == 2
         events = [line["event"] for line in process.lines]
         assert "announced" not in events
-        assert "penstock: no such database" in events
+        assert any(event.startswith("penstock: ") and event.endswith("no such database") for event in events)
         assert events.count("left") == 2
 
 
@@ -222,9 +222,7 @@ ENDS_SUPERVISOR = """
 class Own:
     def __init__(self):
         if is_first("supervisor"):
-            (HERE / "pid").write_text(str(os.getpid()))
-        else:
-            os.kill(int((HERE / "pid").read_text()), signal.SIGTERM)
+            os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     @hookimpl
     def pre_request(self, exchange):
@@ -233,7 +231,7 @@ class Own:
 
 
 async def test_sigterm_between_forks_misses_no_worker(tmp_path: Path, anyio_backend: Any) -> None:
-    async with supervising(plugged(tmp_path, anyio_backend, ENDS_SUPERVISOR), workers=8) as process:
+    async with supervising(plugged(tmp_path, anyio_backend, ENDS_SUPERVISOR), workers=4) as process:
         assert (await process.log("returned"))["children"] == ""
         assert await process.ended() == 0
 

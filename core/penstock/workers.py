@@ -194,5 +194,6 @@ def _do_nothing(_number: int, _frame: Any) -> None:
 
 
 def _say(listening: int) -> None:
-    os.write(listening, b"1")
+    with contextlib.suppress(BrokenPipeError):  # the supervisor was killed: the lifeline says so
+        os.write(listening, b"1")
     os.close(listening)
