@@ -87,10 +87,11 @@ def carrier(request: pytest.FixtureRequest) -> Iterator[Carrier]:
         },
         {"name": "forwards", "secret": (forwarding := new_key()), "usage_frame": "forward"},
     ]
-    config = {
+    config: dict[str, Any] = {
         "virtual_keys": {"pepper": PEPPER, "keys": keys},
-        **bindings(upstream, model_map={"mapped": "gpt-x"}, handle="h", models=["gpt-4o-mini", "claude-x", "m"]),
+        **bindings(upstream, model_map={"mapped": "gpt-x"}, models=["gpt-4o-mini", "claude-x", "m"]),
     }
+    config["routing"]["bindings"][0]["handle"] = "h"
     harness = Harness((), config, upstream, socket=way == "socket")
     harness.key = key
     options = {"use_uvloop": loop == "uvloop"}

@@ -144,10 +144,7 @@ def _names_models_twice(request: Request) -> bool:
     body = editable_body(request)
     content_type = request.headers.get(b"content-type") or b""
     try:
-        if is_multipart(content_type):
-            names = form_field_names(body, content_type)
-        else:
-            names = [splice.key_of(body, child) for child in splice.children(body, splice.root(body))]
+        names = form_field_names(body, content_type) if is_multipart(content_type) else _top_names(body)
     except (splice.SpliceError, ValueError) as error:
         raise RequestError("bad_request", f"The request body cannot be read: {error}.") from None
     found = [name for name in names if name.casefold() == "model"]
@@ -155,6 +152,15 @@ def _names_models_twice(request: Request) -> bool:
         message = 'This virtual key may call some models only, so the body must spell "model" in lower case.'
         raise RequestError("bad_request", message, param="model")
     return len(found) > 1
+
+
+def _top_names(body: bytes) -> list[str]:
+    """Return the names of the top-level members; those no escape hides are taken as they stand."""
+    names = []
+    for child in splice.children(body, splice.root(body)):
+        name = body[child.key.start + 1 : child.key.end - 1]
+        names.append(splice.key_of(body, child) if b"\\" in name else name.decode("latin-1"))
+    return names
 
 
 def put_model(request: Request, body: bytes, model: str) -> bytes:
