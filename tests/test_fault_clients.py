@@ -190,7 +190,7 @@ async def most_held(connection: Any, upstream: Any) -> int:
     most = still = 0
     while still < 200:
         relay = connection._relay
-        queued = relay._queued if relay is not None else 0
+        queued = getattr(relay, "_queued", 0)  # only where hooks await
         held = connection._transport.get_write_buffer_size() + queued
         still = still + 1 if upstream._paused and held <= most else 0
         most = max(most, held)
