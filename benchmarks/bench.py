@@ -129,9 +129,7 @@ class Bench:
         path = self.folder / f"requests-{subject.port}"
         return write_requests(path, build_requests(prompt, subject.port, secret))
 
-    def measure(
-        self, subject: Subject, prompt: Prompt, load: Load, plan: CorePlan | None = None
-    ) -> LoadResult:
+    def measure(self, subject: Subject, prompt: Prompt, load: Load, plan: CorePlan | None = None) -> LoadResult:
         """Send load to a subject and return what was measured."""
         generator = Generator(self.programs.load, (plan or self.plan).load)
         return generator.run(subject.port, self.write(subject, prompt), load)

@@ -46,9 +46,7 @@ def write_configuration(folder: Path, port: int, upstream: int) -> Path:
     """Write the gateway's configuration file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "penstock.toml"
-    path.write_text(
-        CONFIGURATION.format(port=port, upstream=upstream, secret=SECRET, alias_secret=ALIAS_SECRET)
-    )
+    path.write_text(CONFIGURATION.format(port=port, upstream=upstream, secret=SECRET, alias_secret=ALIAS_SECRET))
     return path
 
 

@@ -41,9 +41,7 @@ def plan_cores(cores: Sequence[int], workers: int = 1) -> CorePlan:
     taken = max(1, min(workers, len(cores) - reserved))
     mock, load = cores[taken], cores[taken + reserved - 1]
     rest = frozenset(cores[taken + reserved :]) or frozenset([load])
-    return CorePlan(
-        gateway=frozenset(cores[:taken]), mock=frozenset([mock]), load=frozenset([load]), runner=rest
-    )
+    return CorePlan(gateway=frozenset(cores[:taken]), mock=frozenset([mock]), load=frozenset([load]), runner=rest)
 
 
 def order_cores(siblings: Mapping[int, str]) -> list[int]:

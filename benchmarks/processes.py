@@ -44,9 +44,7 @@ def pinned(cores: Set[int]) -> Iterator[None]:
 def start(command: Sequence[str], cores: Set[int], log: Path) -> subprocess.Popen[bytes]:
     """Start a program in its own process group, with its output in the log file."""
     with pinned(cores), log.open("ab") as output:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
 
 
 def stop(program: subprocess.Popen[bytes]) -> None:

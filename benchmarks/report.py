@@ -45,9 +45,7 @@ def added_ratio(gateway: Sequence[float], nginx: Sequence[float], direct: Sequen
     by_gateway, by_nginx = paired(difference, gateway, direct), paired(difference, nginx, direct)
     middle = ratio(by_gateway.median, by_nginx.median) if by_nginx.median > 0 else float("inf")
     windows = [
-        (one - base) / (other - base)
-        for one, other, base in zip(gateway, nginx, direct, strict=True)
-        if other > base
+        (one - base) / (other - base) for one, other, base in zip(gateway, nginx, direct, strict=True) if other > base
     ] or [middle]
     return Spread(middle, min(*windows, middle), max(*windows, middle), len(gateway))
 

@@ -169,9 +169,7 @@ def test_mock_stamps_paced_events_in_order_and_not_before_their_time(mock_port: 
 
 def test_mock_answers_long_pipelined_and_chunked_requests_on_one_connection(mock_port: int) -> None:
     long = build_requests(Prompt(body_size=100_000), mock_port, SECRET, 2)
-    chunked = (
-        b'POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nf\r\n{"stream": false\r\n1\r\n}\r\n0\r\n\r\n'
-    )
+    chunked = b'POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nf\r\n{"stream": false\r\n1\r\n}\r\n0\r\n\r\n'
     with socket.create_connection(("127.0.0.1", mock_port), timeout=10) as connection:
         connection.sendall(b"".join([*long, chunked]))
         connection.shutdown(socket.SHUT_WR)
@@ -187,9 +185,7 @@ def test_mock_answers_long_pipelined_and_chunked_requests_on_one_connection(mock
 
 
 @pytest.mark.parametrize("load", [Load(connections=7, count=100), Load(connections=3, rate=500, count=40)])
-def test_generator_sends_exactly_the_requests_asked_for(
-    programs: Programs, tmp_path: Path, load: Load
-) -> None:
+def test_generator_sends_exactly_the_requests_asked_for(programs: Programs, tmp_path: Path, load: Load) -> None:
     with ScriptedServer(lambda _: OK) as server:
         result = Generator(programs.load, CORES).run(server.port, requests_for(tmp_path, server.port), load)
     assert (result.requests, result.started, result.errors) == (load.count, load.count, 0)
@@ -229,9 +225,7 @@ def test_generator_percentiles_are_those_of_known_delays(programs: Programs, tmp
         assert expected * 0.992 <= measured / 1e6 <= expected * 1.008 + 0.5
 
 
-def test_generator_latency_includes_the_servers_delay_and_only_where_it_was(
-    programs: Programs, tmp_path: Path
-) -> None:
+def test_generator_latency_includes_the_servers_delay_and_only_where_it_was(programs: Programs, tmp_path: Path) -> None:
     def answer(number: int) -> bytes:
         if number % 4 == 0:
             time.sleep(0.05)  # the delay to be measured
@@ -278,13 +272,9 @@ def test_generator_counts_wrong_answers_as_errors(programs: Programs, tmp_path: 
 
 
 def test_generator_reads_every_framing_cut_anywhere(programs: Programs, tmp_path: Path) -> None:
-    chunked = (
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nA: b\r\n\r\n"
-    )
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nA: b\r\n\r\n"
     until_close = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nabcde"
-    interim = (
-        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabcde"
-    )
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabcde"
     answers = [chunked, until_close, interim]
     with ScriptedServer(lambda number: answers[number % 3], piece=1) as server:
         path = requests_for(tmp_path, server.port)
@@ -298,9 +288,7 @@ def test_generator_reports_a_server_that_is_not_there(programs: Programs, tmp_pa
         Generator(programs.load, CORES).run(port, requests_for(tmp_path, port), Load(count=3))
 
 
-def test_generator_holds_streams_open_until_told_otherwise(
-    programs: Programs, mock_port: int, tmp_path: Path
-) -> None:
+def test_generator_holds_streams_open_until_told_otherwise(programs: Programs, mock_port: int, tmp_path: Path) -> None:
     prompt = Prompt(streams=True, pace_ms=1000, events=100)
     path = write_requests(tmp_path / "requests", build_requests(prompt, mock_port, SECRET))
     generator = Generator(programs.load, CORES)

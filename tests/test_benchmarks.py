@@ -223,10 +223,7 @@ def test_tables_hold_every_figure_and_note() -> None:
         notes=("quiet machine",),
     )
     markdown = format_markdown([row]).splitlines()
-    assert (
-        markdown[2]
-        == "| 1 | requests, per second | 10,000 | 30,000 | - | 0.33 x nginx | ≥ 0.28 x nginx | yes |"
-    )
+    assert markdown[2] == "| 1 | requests, per second | 10,000 | 30,000 | - | 0.33 x nginx | ≥ 0.28 x nginx | yes |"
     assert markdown[-1] == "- row 1: quiet machine"
     text = format_text([row])
     assert "0.33 x nginx" in text

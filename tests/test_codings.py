@@ -48,12 +48,8 @@ REAL_ENCODERS = [item for item in ENCODERS if item[0] != b"identity"]
 each_coding = pytest.mark.parametrize(("name", "encode"), REAL_ENCODERS)
 
 
-@given(
-    st.sampled_from(ENCODERS), st.binary() | st.binary().map(lambda b: b * 5000), st.lists(st.integers(1, 99))
-)
-def test_content_is_the_same_however_it_was_cut(
-    encoder: tuple[bytes, Encode], data: bytes, cuts: list[int]
-) -> None:
+@given(st.sampled_from(ENCODERS), st.binary() | st.binary().map(lambda b: b * 5000), st.lists(st.integers(1, 99)))
+def test_content_is_the_same_however_it_was_cut(encoder: tuple[bytes, Encode], data: bytes, cuts: list[int]) -> None:
     name, encode = encoder
     wire = io.BytesIO(encode(data))
     decoder = Decoder(name, max_output=ROOM)
@@ -181,7 +177,5 @@ def test_all_codings_are_supported_with_the_optional_packages() -> None:
         (b"sdch, " * 100 + b"gzip", b"gzip"),
     ],
 )
-def test_accept_encoding_is_cut_down_to_what_can_be_decoded(
-    value: bytes | None, expected: bytes | None
-) -> None:
+def test_accept_encoding_is_cut_down_to_what_can_be_decoded(value: bytes | None, expected: bytes | None) -> None:
     assert codings.trim_accept_encoding(value) == expected

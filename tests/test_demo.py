@@ -97,9 +97,7 @@ def demo(tmp_path: Path, *arguments: str, env: dict[str, str] | None = None) -> 
 
 
 def run_shell(command: str) -> dict[str, Any]:
-    done = subprocess.run(
-        ["sh", "-c", command], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True
-    )
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 

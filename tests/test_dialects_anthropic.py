@@ -32,9 +32,7 @@ def cut(body: bytes) -> BodyWindow:
 
 
 def stream(*payloads: dict[str, Any]) -> bytes:
-    return b"".join(
-        f"event: {payload['type']}\ndata: {json.dumps(payload)}   \n\n".encode() for payload in payloads
-    )
+    return b"".join(f"event: {payload['type']}\ndata: {json.dumps(payload)}   \n\n".encode() for payload in payloads)
 
 
 def start(**usage: object) -> dict[str, Any]:
@@ -164,9 +162,7 @@ def test_tool_input_cannot_spoof_usage() -> None:
 
 
 def test_payload_spread_over_several_data_lines_is_read() -> None:
-    body = (
-        b'data: {"type":"message_start","message":\r\ndata: {"usage":\r\ndata: {"input_tokens":5}}}\r\n\r\n'
-    )
+    body = b'data: {"type":"message_start","message":\r\ndata: {"usage":\r\ndata: {"input_tokens":5}}}\r\n\r\n'
     assert read_usage(whole(body), is_stream=True) == Usage(5)
 
 

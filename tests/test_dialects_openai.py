@@ -253,10 +253,7 @@ def test_junk_never_raises(head: bytes, tail: bytes, is_stream: bool, is_whole: 
         ),
         (
             '{"stream_options":{"a":1},"stream":true,"stream_options":null}',
-            (
-                '{"stream_options":{"a":1,"include_usage":true},"stream":true,'
-                '"stream_options":{"include_usage":true}}'
-            ),
+            ('{"stream_options":{"a":1,"include_usage":true},"stream":true,"stream_options":{"include_usage":true}}'),
         ),
         (
             '{"stream":true,"messages":[{"stream_options":{"include_usage":true}}]}',
@@ -351,16 +348,12 @@ def paired_streams(draw: st.DrawFn) -> tuple[bytes, bytes]:
         ][: draw(st.integers(1, 3))]
         at = draw(st.integers(0, len(members)))
         more = [*members[:at], '"usage"' + colon + "null", *members[at:]]
-        shape = draw(
-            st.sampled_from(["data: {}", "data:{}", ": note\ndata: {}", "id: 7\ndata: {}\nevent: x"])
-        )
+        shape = draw(st.sampled_from(["data: {}", "data:{}", ": note\ndata: {}", "id: 7\ndata: {}\nevent: x"]))
         for events, parts in ((plain, members), (asked, more)):
             lines = shape.replace("{}", "{" + comma.join(parts) + "}") + "\n\n"
             events.append(lines.replace("\n", newline))
         if draw(st.booleans()):
-            other = draw(
-                st.sampled_from([": keep-alive\n\n", "\n", 'data: {"usage":7}\n\n', "data: usage\n\n"])
-            )
+            other = draw(st.sampled_from([": keep-alive\n\n", "\n", 'data: {"usage":7}\n\n', "data: usage\n\n"]))
             plain.append(other.replace("\n", newline))
             asked.append(other.replace("\n", newline))
     frame = "data: " + FRAME.decode() + "\n\n"
@@ -370,9 +363,7 @@ def paired_streams(draw: st.DrawFn) -> tuple[bytes, bytes]:
 
 
 @given(paired_streams(), st.data())
-def test_filtered_stream_is_the_stream_without_include_usage(
-    pair: tuple[bytes, bytes], choice: st.DataObject
-) -> None:
+def test_filtered_stream_is_the_stream_without_include_usage(pair: tuple[bytes, bytes], choice: st.DataObject) -> None:
     reference, asked = pair
     cuts = sorted(choice.draw(st.lists(st.integers(0, len(asked)), max_size=12)))
     edges = [0, *cuts, len(asked)]
@@ -434,9 +425,7 @@ def test_events_reach_the_client_at_once() -> None:
 def test_oversized_event_passes_and_the_next_ones_are_filtered(newline: bytes, step: int) -> None:
     oversized = b'data: {"a":"' + b"x" * (MAX_EVENT_BYTES + 9) + b'","usage":null}\n\n'
     body = (oversized + stream(FRAME) + oversized).replace(b"\n", newline)
-    assert filtered(*[body[i : i + step] for i in range(0, len(body), step)]) == (oversized * 2).replace(
-        b"\n", newline
-    )
+    assert filtered(*[body[i : i + step] for i in range(0, len(body), step)]) == (oversized * 2).replace(b"\n", newline)
 
 
 PROMPT = b'{"model":"m","messages":[{"role":"user","content":"' + b"word " * 400 + b'"}],"stream":true}'

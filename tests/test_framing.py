@@ -87,9 +87,7 @@ def test_chunked_end_and_payload_do_not_depend_on_the_cuts(
 
 
 @given(PIECES, TRAILERS, st.data())
-def test_every_proper_beginning_is_incomplete(
-    pieces: list[bytes], trailers: bytes, draw: st.DataObject
-) -> None:
+def test_every_proper_beginning_is_incomplete(pieces: list[bytes], trailers: bytes, draw: st.DataObject) -> None:
     body = encode(pieces, trailers)
     beginning = body[: draw.draw(st.integers(0, len(body) - 1))]
     framing = ChunkedFraming(allow_extensions=False)
@@ -120,14 +118,10 @@ def test_decoder_from_a_snapshot_gives_the_rest_of_the_payload(
 
 
 @given(PIECES, st.sampled_from([b"", b";a=b", b";a"]), BEHIND, st.data())
-def test_chunked_payload_equals_h11(
-    pieces: list[bytes], extension: bytes, behind: bytes, draw: st.DataObject
-) -> None:
+def test_chunked_payload_equals_h11(pieces: list[bytes], extension: bytes, behind: bytes, draw: st.DataObject) -> None:
     body = encode(pieces, b"X-Sum: 1\r\n", extension)
     connection = h11.Connection(h11.SERVER)
-    connection.receive_data(
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + body + behind
-    )
+    connection.receive_data(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + body + behind)
     assert isinstance(connection.next_event(), h11.Request)
     theirs = b""
     while not isinstance(event := connection.next_event(), h11.EndOfMessage):

@@ -142,9 +142,7 @@ def test_a_head_without_fields_forwards_nothing() -> None:
 
 
 NAMES = st.one_of(
-    st.sampled_from(
-        [*DROPPED_FROM_REQUESTS, *DROPPED_FROM_RESPONSES, b"x-forwarde", b"x-penstock", b"accept"]
-    ),
+    st.sampled_from([*DROPPED_FROM_REQUESTS, *DROPPED_FROM_RESPONSES, b"x-forwarde", b"x-penstock", b"accept"]),
     st.text(alphabet="abx-_", min_size=1, max_size=12).map(str.encode),
 )
 VALUES = st.sampled_from([b"", b"v", b"keep-alive", b"close", b"a, b", b"x-b ,accept", b"a: b", b"\xff x"])

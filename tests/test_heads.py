@@ -102,9 +102,7 @@ def test_continue_is_expected_only_where_a_body_follows() -> None:
         (b"1.0", b"x-y", False),
     ],
 )
-def test_persistence_follows_version_and_connection(
-    version: bytes, connection: bytes, expected: bool
-) -> None:
+def test_persistence_follows_version_and_connection(version: bytes, connection: bytes, expected: bool) -> None:
     head = read_request_head(request(b"Connection: " + connection, start=b"GET / HTTP/" + version))
     assert head.keep_alive is expected
     assert head.is_http10 is (version == b"1.0")

@@ -71,13 +71,9 @@ async def test_chat_echoes_and_settles_with_the_usage_it_reports() -> None:
 async def test_chat_stream_has_the_text_of_the_whole_answer() -> None:
     async with openai_sdk() as (client, gateway):
         whole = await client.chat.completions.create(model="m", messages=HELLO)
-        chunks = [
-            one async for one in await client.chat.completions.create(model="m", messages=HELLO, stream=True)
-        ]
+        chunks = [one async for one in await client.chat.completions.create(model="m", messages=HELLO, stream=True)]
         assert chunks[0].choices[0].delta.role == "assistant"
-        assert (
-            "".join(one.choices[0].delta.content or "" for one in chunks) == whole.choices[0].message.content
-        )
+        assert "".join(one.choices[0].delta.content or "" for one in chunks) == whole.choices[0].message.content
         assert chunks[-1].choices[0].finish_reason == "stop"
         assert all(one.usage is None for one in chunks)
         await gateway.wait_settled(2)
@@ -115,14 +111,10 @@ async def test_tools_named_by_the_user_are_called_in_parallel(stream: bool) -> N
 async def test_a_tools_result_is_answered_with_text() -> None:
     async with openai_sdk() as (client, _):
         asked: Any = [{"role": "user", "content": "use the tool"}]
-        first = await client.chat.completions.create(
-            model="m", messages=asked, tools=[function("get_weather")]
-        )
+        first = await client.chat.completions.create(model="m", messages=asked, tools=[function("get_weather")])
         call = (first.choices[0].message.tool_calls or [])[0]
         asked += [first.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
-        second = await client.chat.completions.create(
-            model="m", messages=asked, tools=[function("get_weather")]
-        )
+        second = await client.chat.completions.create(model="m", messages=asked, tools=[function("get_weather")])
         assert '"rain"' in (second.choices[0].message.content or "")
 
 
@@ -161,9 +153,7 @@ async def test_responses_stream_ends_with_the_response_given_whole() -> None:
     async with openai_sdk() as (client, _):
         whole = await client.responses.create(model="m", input="hello there")
         assert "hello there" in whole.output_text
-        events = [
-            one async for one in await client.responses.create(model="m", input="hello there", stream=True)
-        ]
+        events = [one async for one in await client.responses.create(model="m", input="hello there", stream=True)]
         kinds = [one.type for one in events]
         assert kinds[:4] == [
             "response.created",
@@ -191,9 +181,7 @@ async def test_responses_call_functions_and_go_on_from_the_previous_response() -
             {"city": "mock"},
         )
         result: Any = [{"type": "function_call_output", "call_id": call.call_id, "output": "rain"}]
-        second = await client.responses.create(
-            model="m", previous_response_id=first.id, input=result, tools=tools
-        )
+        second = await client.responses.create(model="m", previous_response_id=first.id, input=result, tools=tools)
         assert '"rain"' in second.output_text
 
 
@@ -305,9 +293,7 @@ async def test_overloaded_is_anthropics_own_status() -> None:
         body: Any = caught.value.body
         assert (caught.value.status_code, body["error"]["type"]) == (529, "overloaded_error")
         with pytest.raises(anthropic.APIStatusError, match="reports an error first"):
-            async with client.messages.stream(
-                model="mock/error-first", max_tokens=10, messages=HELLO
-            ) as stream:
+            async with client.messages.stream(model="mock/error-first", max_tokens=10, messages=HELLO) as stream:
                 await stream.get_final_message()
 
 

@@ -25,9 +25,7 @@ def test_ordinary_request_is_read_in_full() -> None:
     assert (peek.metadata_user_id, peek.max_tokens, peek.wrong_types) == ("m", 7, ())
 
 
-@pytest.mark.parametrize(
-    "body", [b"{}", b'{"model":null,"stream":null,"stream_options":null,"metadata":null}']
-)
+@pytest.mark.parametrize("body", [b"{}", b'{"model":null,"stream":null,"stream_options":null,"metadata":null}'])
 def test_absent_and_null_members_are_none(body: bytes) -> None:
     peek = peek_request(body)
     assert (peek.model, peek.stream, peek.stream_options, peek.include_usage) == (None, False, None, None)
@@ -140,9 +138,7 @@ NAMES = st.sampled_from(["model", "stream", "user", "max_tokens", "metadata", "x
 
 
 @given(st.dictionaries(NAMES, VALUES, max_size=6), st.booleans())
-def test_every_object_python_can_write_is_read_as_python_reads_it(
-    tree: dict[str, Any], ascii_only: bool
-) -> None:
+def test_every_object_python_can_write_is_read_as_python_reads_it(tree: dict[str, Any], ascii_only: bool) -> None:
     text = json.dumps(tree, ensure_ascii=ascii_only)
     peek = peek_request(text.encode("utf-8", "surrogatepass"))
     assert peek.stream is (tree.get("stream") is True)

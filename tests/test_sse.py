@@ -72,9 +72,7 @@ def cut(wire: bytes, sizes: list[int]) -> list[bytes]:
 
 
 def has_data(event: Event) -> bool:
-    return any(
-        line.partition(b":")[0] == b"data" for line in event.raw.removeprefix(b"\xef\xbb\xbf").splitlines()
-    )
+    return any(line.partition(b":")[0] == b"data" for line in event.raw.removeprefix(b"\xef\xbb\xbf").splitlines())
 
 
 @given(STREAMS, CUTS)
@@ -159,9 +157,7 @@ def test_many_events_in_one_read_may_exceed_the_bound_together() -> None:
         (b"dataset: x\n\n", None, b"", False),
     ],
 )
-def test_fields_of_an_event_are_read(
-    raw: bytes, name: str | None, payload: bytes, is_comment_only: bool
-) -> None:
+def test_fields_of_an_event_are_read(raw: bytes, name: str | None, payload: bytes, is_comment_only: bool) -> None:
     event = parse_event(raw)
     assert (event.name, event.payload, event.is_comment_only) == (name, payload, is_comment_only)
 
@@ -222,22 +218,16 @@ def test_replaced_payload_is_read_back_and_the_other_lines_stay(wire: bytes, pay
         (b"\xef\xbb\xbfdata: a\n\n", b"b", b"\xef\xbb\xbfdata: b\n\n"),
     ],
 )
-def test_replaced_payload_keeps_the_spelling_of_the_event(
-    raw: bytes, payload: bytes, expected: bytes
-) -> None:
+def test_replaced_payload_keeps_the_spelling_of_the_event(raw: bytes, payload: bytes, expected: bytes) -> None:
     assert replace_payload(raw, payload) == expected
 
 
 @given(STREAMS, st.sampled_from([None, b"\n", b"\r\n"]), st.booleans())
-def test_terminal_event_is_read_whole_whatever_was_sent_before(
-    sent: bytes, newline: bytes | None, named: bool
-) -> None:
+def test_terminal_event_is_read_whole_whatever_was_sent_before(sent: bytes, newline: bytes | None, named: bool) -> None:
     tail = terminal_event("error" if named else None, b'{"error":1}', pending=sent, newline=newline)
     assert read_all(sent + tail)[-1] == ("error" if named else None, b'{"error":1}')
     before = EventSplitter()
-    complete = [
-        (e.name, e.payload) for e in map(parse_event, before.feed(sent) + before.finish()) if has_data(e)
-    ]
+    complete = [(e.name, e.payload) for e in map(parse_event, before.feed(sent) + before.finish()) if has_data(e)]
     assert read_all(sent + tail)[: len(complete)] == complete
 
 
@@ -252,9 +242,7 @@ def test_terminal_event_is_read_whole_whatever_was_sent_before(
         (b"data: a\r\n", b"\r\nevent: error\r\ndata: x\r\n\r\n"),
     ],
 )
-def test_terminal_event_closes_an_incomplete_frame_in_the_style_of_the_stream(
-    pending: bytes, expected: bytes
-) -> None:
+def test_terminal_event_closes_an_incomplete_frame_in_the_style_of_the_stream(pending: bytes, expected: bytes) -> None:
     assert terminal_event("error", b"x", pending=pending) == expected
 
 

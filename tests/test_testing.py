@@ -129,9 +129,7 @@ async def test_resetting_cancels_the_exchange(socket: bool) -> None:
 
 @pytest.mark.parametrize("end", [Close(), Reset()], ids=["close", "reset"])
 @pytest.mark.anyio
-async def test_upstream_that_ends_before_answering_is_a_provider_error(
-    socket: bool, end: Close | Reset
-) -> None:
+async def test_upstream_that_ends_before_answering_is_a_provider_error(socket: bool, end: Close | Reset) -> None:
     async with Harness(upstream=FakeUpstream([[end]]), socket=socket) as gateway:
         reply = await gateway.request("POST", CHAT, body=BODY)
         assert reply.status == 502
@@ -163,9 +161,7 @@ class RefuseAll:
         raise RequestError("permission_denied", "No.")
 
 
-@pytest.mark.parametrize(
-    "plugin", [RefuseAll, RefuseAll(), ("no", RefuseAll)], ids=["class", "object", "pair"]
-)
+@pytest.mark.parametrize("plugin", [RefuseAll, RefuseAll(), ("no", RefuseAll)], ids=["class", "object", "pair"])
 @pytest.mark.anyio
 async def test_plugins_run_without_being_installed(plugin: Any) -> None:
     async with Harness(plugins=[plugin]) as gateway:

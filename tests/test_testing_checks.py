@@ -75,9 +75,7 @@ def test_declared_edits_are_not_held_against_a_plugin() -> None:
     check_byte_exact(DeclaresEdits, max_examples=10)
 
 
-@pytest.mark.parametrize(
-    ("plugin", "message"), [(EditsRequests, "request body"), (EditsChunks, "response body")]
-)
+@pytest.mark.parametrize(("plugin", "message"), [(EditsRequests, "request body"), (EditsChunks, "response body")])
 def test_undeclared_edits_are_found(plugin: type[Any], message: str) -> None:
     with pytest.raises(AssertionError, match=f"{message} changed at byte"):
         check_byte_exact(plugin)

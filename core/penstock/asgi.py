@@ -27,9 +27,12 @@ class Mount:
     """Serve an ASGI 3 application under ``prefix`` (``/api``), which becomes its ``root_path``."""
 
     prefix: str
+    """Begins with a slash and ends without one."""
     app: ASGIApp
+    """The application."""
 
     def covers(self, path: bytes) -> bool:
+        """Say whether a path belongs to the application."""
         prefix = self.prefix.encode()
         return path == prefix or path.startswith(prefix + b"/")
 

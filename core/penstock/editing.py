@@ -30,6 +30,12 @@ class Chunk:
     """A part of a response body as a chunk hook sees it; on event streams one or more whole events."""
 
     __slots__ = ("_events", "data", "is_end", "is_event_stream")
+    data: bytes
+    """The bytes, framing and content coding undone; may be empty at the end."""
+    is_event_stream: bool
+    """Whether the body is an event stream."""
+    is_end: bool
+    """Whether this is the last call for this body."""
 
     def __init__(self, data: bytes, *, is_event_stream: bool, is_end: bool = False) -> None:
         self.data = data

@@ -17,9 +17,13 @@ class Endpoint:
     """Name one operation of the data plane."""
 
     dialect: str
+    """The wire format, such as `openai.chat` or `anthropic.messages`."""
     operation: str
+    """The operation, such as `chat`, `messages` or `models`."""
     path: str
+    """The path, with `{…}` for what varies."""
     methods: tuple[bytes, ...] = (b"POST",)
+    """HTTP methods it takes; empty for a path that is none of ours."""
     has_model: bool = True
     """Whether the body (or the path) names a model."""
     family: str = attrs.field(init=False)

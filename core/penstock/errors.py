@@ -64,6 +64,19 @@ class RequestError(PenstockError):
     ``meta`` holds JSON values; ``fields`` are additional response header fields.
     """
 
+    code: str
+    """What ``X-Penstock-Error`` and the envelope say."""
+    message: str
+    """What people read."""
+    param: str | None
+    """The place in the body, such as ``model``."""
+    meta: dict[str, Any]
+    """Details, as JSON."""
+    fields: tuple[tuple[bytes, bytes], ...]
+    """Additional response header fields."""
+    status: int
+    """HTTP status."""
+
     def __init__(
         self,
         code: str,
@@ -86,6 +99,7 @@ class RequestError(PenstockError):
 
     @property
     def should_retry(self) -> bool:
+        """Say whether the same request may succeed later; if not, the answer carries ``x-should-retry: false``."""
         return self.code in RETRY_CURES or self.code in ("provider_error", "upstream_timeout")
 
 
@@ -94,6 +108,11 @@ UpstreamFault = Literal["connect", "dns", "tls", "reset", "truncated", "timeout"
 
 class UpstreamError(PenstockError):
     """Report that an upstream gave no usable answer; ``fault`` is the reason, ``message`` is safe to show."""
+
+    fault: UpstreamFault
+    """connect, dns, tls, reset, truncated, timeout or protocol."""
+    message: str
+    """What happened, in words."""
 
     def __init__(self, fault: UpstreamFault, message: str) -> None:
         super().__init__(message)
@@ -104,6 +123,11 @@ class UpstreamError(PenstockError):
 class PluginError(PenstockError):
     """Report an unexpected exception out of a plugin's hook; the cause is chained."""
 
+    plugin: str
+    """The plugin's name in the configuration."""
+    hook: str
+    """The hook that raised."""
+
     def __init__(self, plugin: str, hook: str) -> None:
         super().__init__(f"plugin {plugin!r} failed in {hook}")
         self.plugin = plugin
@@ -111,7 +135,13 @@ class PluginError(PenstockError):
 
 
 class ConfigurationError(PenstockError):
-    """Report configuration that cannot be used: one line per fault with file, table, key and the way out."""
+    """Report configuration that cannot be used: one line per fault with file, table, key and the way out.
+
+    Those raised while a plugin is built or starts need no file and table: the gateway puts them in front.
+    """
+
+    faults: tuple[str, ...]
+    """The lines."""
 
     def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))

@@ -28,12 +28,15 @@ class Address:
     """Where a binding's requests go, put together once."""
 
     origin: Origin
+    """Where to connect."""
     base_path: bytes
+    """What goes before the path, without a slash at its end."""
     first_fields: bytes = attrs.field(repr=False)
     """Host."""
     last_fields: bytes = attrs.field(repr=False)
     """The credential and the binding's extra headers."""
     namespace_prefix: bytes
+    """What names of the gateway's own header fields begin with, lower-case."""
     key_name: bytes | None = None
     """Where the credential goes, if that is none of the headers clients send keys in: theirs stays here as well."""
 
@@ -100,11 +103,8 @@ def forward(
     request = exchange.request
     head: RequestHead = request.head
     body = request.body if body is None else body
-    model = candidate.model
-    if model is not None and request.endpoint.has_model and _must_put_model(exchange, model):
-        if body is request.body:
-            body = editable_body(request)
-        body = put_model(request, body, model)
+    if candidate.model is not None and request.endpoint.has_model and _must_put_model(exchange, candidate.model):
+        body = put_model(request, editable_body(request) if body is request.body else body, candidate.model)
     if body is not request.body and b"content-encoding" in head.headers:
         head = without_fields(head, b"content-encoding")
     if address.key_name is not None and address.key_name in head.headers:

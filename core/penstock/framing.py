@@ -149,9 +149,7 @@ class ChunkedFraming:
 
     def copy(self) -> ChunkedFraming:
         """Return an independent follower that stands at the same place."""
-        twin = ChunkedFraming(
-            allow_extensions=self._allow_extensions, max_trailer_bytes=self._max_trailer_bytes
-        )
+        twin = ChunkedFraming(allow_extensions=self._allow_extensions, max_trailer_bytes=self._max_trailer_bytes)
         twin._phase = self._phase
         twin._remaining = self._remaining
         twin._line = self._line

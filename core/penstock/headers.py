@@ -129,9 +129,7 @@ def forward_request_fields(head: RequestHead, namespace_prefix: bytes) -> bytes:
         and b"\n" + namespace_prefix not in names
     ):
         lines = head.fields.splitlines(keepends=True)
-        return b"".join(
-            [line for name, line in zip(index, lines, strict=True) if name not in _REQUEST_DROPPED]
-        )
+        return b"".join([line for name, line in zip(index, lines, strict=True) if name not in _REQUEST_DROPPED])
     return _forward_carefully(headers, head.fields, _REQUEST_DROPPED, (_FORWARDED_PREFIX, namespace_prefix))
 
 
@@ -150,9 +148,7 @@ def forward_response_fields(head: ResponseHead, namespace_prefix: bytes) -> byte
         and b"\n" + namespace_prefix not in b"\n" + b"\n".join(index)
     ):
         lines = head.fields.splitlines(keepends=True)
-        return b"".join(
-            [line for name, line in zip(index, lines, strict=True) if name not in _RESPONSE_DROPPED]
-        )
+        return b"".join([line for name, line in zip(index, lines, strict=True) if name not in _RESPONSE_DROPPED])
     return _forward_carefully(headers, head.fields, _RESPONSE_DROPPED, (namespace_prefix,))
 
 

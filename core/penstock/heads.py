@@ -27,9 +27,7 @@ _ORDINARY_FIELDS = rb"((?>%b:%b*[\x21-\x7e\x80-\xff]\r\n)+)\r\n" % (_TOKEN, _TEX
 _ordinary_request = re.compile(
     rb"(GET|POST|PUT|PATCH|DELETE|HEAD|OPTIONS) (/[\x21\x22\x24-\x7e]*) HTTP/1\.1\r\n" + _ORDINARY_FIELDS
 ).fullmatch
-_ordinary_response = re.compile(
-    rb"HTTP/1\.1 ([2-5][0-9][0-9]) (%b*)\r\n" % _TEXT + _ORDINARY_FIELDS
-).fullmatch
+_ordinary_response = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9]) (%b*)\r\n" % _TEXT + _ORDINARY_FIELDS).fullmatch
 _ordinary_pairs = re.compile(rb"([^:]+):[ \t]*([^\r]*)\r\n").findall
 _host = re.compile(rb"(?:[-0-9A-Za-z._~%]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?").fullmatch
 
@@ -69,14 +67,23 @@ class RequestHead:
     """
 
     method: bytes
+    """Such as `b"POST"`."""
     target: bytes = attrs.field(repr=False)
+    """Path and query as sent."""
     headers: Headers
+    """Header fields."""
     content_length: int | None
+    """Announced length of the body."""
     chunked: bool
+    """Whether the body is chunked."""
     keep_alive: bool
+    """Whether the connection may serve another request."""
     expects_continue: bool
+    """Whether `Expect: 100-continue` was sent."""
     is_http10: bool
+    """Whether the client speaks HTTP/1.0."""
     fields: bytes = attrs.field(repr=False)
+    """Header lines as sent."""
 
 
 @attrs.define
@@ -88,13 +95,21 @@ class ResponseHead:
     """
 
     status: int
+    """HTTP status."""
     reason: bytes
+    """Reason phrase."""
     headers: Headers
+    """Header fields."""
     content_length: int | None
+    """Announced length of the body."""
     chunked: bool
+    """Whether the body is chunked."""
     keep_alive: bool
+    """Whether the connection may serve another request."""
     has_body: bool
+    """Whether a body follows."""
     fields: bytes = attrs.field(repr=False)
+    """Header lines as sent."""
 
 
 def read_request_head(head: bytes) -> RequestHead:
@@ -159,11 +174,7 @@ def _read_ordinary_response(head: bytes) -> ResponseHead | None:
     if (coding is None) is (length is None) or status in (204, 304):
         return None
     if length is None:
-        return (
-            ResponseHead(status, reason, headers, None, True, True, True, fields)
-            if coding == b"chunked"
-            else None
-        )
+        return ResponseHead(status, reason, headers, None, True, True, True, fields) if coding == b"chunked" else None
     if not _is_length(length):
         return None
     return ResponseHead(status, reason, headers, int(length), False, True, True, fields)
@@ -294,9 +305,7 @@ def _read_length(headers: Headers, status: int, *, is_http10: bool) -> tuple[int
         if len(codings) > 1:
             raise HeadError(status, "Transfer-Encoding is given more than once")
         if codings[0].lower() != b"chunked":
-            raise HeadError(
-                501 if status == 400 else status, "the only transfer coding understood is chunked"
-            )
+            raise HeadError(501 if status == 400 else status, "the only transfer coding understood is chunked")
         return None, True
     if len(lengths) > 1:
         raise HeadError(status, "Content-Length is given more than once")

@@ -3,7 +3,7 @@
 A plugin is a class whose methods carry ``@hookimpl``. Each per-exchange hook takes one argument, the exchange, and may
 be ``def`` or ``async def``; a ``def`` other than ``on_stream_chunk`` may also return an awaitable when, for this
 exchange, there is something to wait for. What is awaited is bounded by ``[gateway] hook_timeout``. Prefer ``def``
-where nothing is awaited: it costs a third. A hook that no enabled plugin implements costs nothing.
+where nothing is awaited: it costs less. A hook that no enabled plugin implements costs nothing.
 
 An exception other than RequestError out of any hook up to ``select_provider`` ends the exchange with 500
 ``plugin_error`` and a log line naming plugin and hook; out of ``on_stream_chunk`` it ends the stream; out of
@@ -86,8 +86,11 @@ def pre_request(exchange: Exchange) -> Response | None:
     """Check, refuse, rewrite or answer the request.
 
     When: after authenticate, each plugin in the order of the configuration.
-    Returns: None to go on, or a Response that answers the client without any upstream.
-    Raises: RequestError to refuse. Rewriting is assigning ``exchange.request`` a changed copy (see penstock.splice).
+    Returns: None to go on, or a Response that answers the client without any upstream; plugins later in the order are
+    then not asked. So what is to see every request stands before those that answer some: before routing, which answers
+    model listings here.
+    Raises: RequestError to refuse, with the same effect. Rewriting is assigning ``exchange.request`` a changed copy (see
+    penstock.splice).
     """
 
 

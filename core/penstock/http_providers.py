@@ -35,12 +35,17 @@ class HTTPProvider:
     """Keep the address of each binding; subclasses say how to build and read."""
 
     type: str
+    """The word bindings use."""
     namespace: str = "penstock"
+    """The gateway's, from `services.namespace`."""
     default_base_url: str | None = None
+    """Where a binding without base_url goes; None makes it required."""
     model_prefixes: tuple[str, ...] = ()
+    """What the names of its models begin with."""
     key_header: bytes = attrs.field(default=b"authorization", converter=_field_name)
     """The field the credential goes into, as str or bytes."""
     dialects: frozenset[str] = frozenset()
+    """Names of dialects it answers."""
     known_settings: tuple[str, ...] = ("key_header",)
     """Names a binding's ``settings`` may hold; a subclass adds its own."""
     _addresses: dict[str, Address] = attrs.Factory(dict)
@@ -98,6 +103,7 @@ class OpenAIProvider(HTTPProvider):
         return setting == "forward"
 
     def read_usage(self, exchange: Exchange, window: BodyWindow) -> Usage | None:
+        """Read what the provider reported."""
         return openai_dialect.read_usage(window, is_stream=exchange.is_stream)
 
 
@@ -120,6 +126,7 @@ class AnthropicProvider(HTTPProvider):
         return forward(exchange, candidate, address, path=path)
 
     def read_usage(self, exchange: Exchange, window: BodyWindow) -> Usage | None:
+        """Read what the provider reported."""
         endpoint: Endpoint = exchange.request.endpoint
         if endpoint.operation != "messages":
             return None

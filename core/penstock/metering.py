@@ -26,7 +26,9 @@ class BodyWindow:
     """Hold the start and the end of a de-framed, decoded body."""
 
     head: bytes
+    """The first bytes."""
     tail: bytes
+    """The last bytes; empty where the head has all."""
     total_bytes: int
     """Wire bytes seen, framing included where the relay was raw."""
     is_whole: bool = True
@@ -34,6 +36,7 @@ class BodyWindow:
 
     @property
     def text(self) -> bytes:
+        """Return both ends; with a gap between them unless ``is_whole``."""
         return self.head + self.tail
 
 

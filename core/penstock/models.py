@@ -37,6 +37,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
+        """Return the value."""
         return self._value
 
     def __repr__(self) -> str:
@@ -68,10 +69,15 @@ class Request:
     """Hold a client's complete request; ``body`` is the bytes as they came, still content-coded if they were."""
 
     head: RequestHead
+    """Request line and header fields as they were read."""
     path: bytes
+    """The path as sent, percent-encoding kept, without the query."""
     query: bytes = attrs.field(repr=False)
+    """What follows the question mark, as sent; empty without one."""
     endpoint: Endpoint
+    """Which operation of which dialect it is."""
     body: bytes = attrs.field(repr=False)
+    """Framing undone, content coding not: `editable_body` undoes that too."""
     is_oversize: bool = False
     """The client announced or sent more than the limit; ``body`` is empty then."""
     _decoded: bytes | None = attrs.field(default=None, init=False, repr=False)
@@ -82,18 +88,24 @@ class Request:
 
     @property
     def decoded(self) -> bytes | None:
+        """Return the body with its content coding undone, where somebody has asked `editable_body` for it."""
         return self._decoded
 
     @property
     def method(self) -> bytes:
+        """Return the method, such as ``b"POST"``."""
         return self.head.method
 
     @property
     def headers(self) -> Headers:
+        """Return the header fields."""
         return self.head.headers
 
     def with_body(self, body: bytes) -> Request:
-        """Return the same request around another body."""
+        """Return the same request around another body.
+
+        The header fields stay as they are: where they hold a Content-Encoding, the body has to be in it.
+        """
         return Request(self.head, self.path, self.query, self.endpoint, body)
 
 
@@ -102,8 +114,11 @@ class Response:
     """Hold an answer written by the gateway or a plugin; the server adds framing and the exchange's own headers."""
 
     status: int
+    """From 200 to 599."""
     body: bytes = attrs.field(default=b"", repr=False)
+    """The whole body."""
     fields: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
+    """Header fields; no framing fields, the server adds them."""
 
 
 @attrs.frozen(eq=False)
@@ -111,20 +126,31 @@ class Principal:
     """Say on whose behalf the call runs and what its virtual key allows; built once per key, shared by exchanges."""
 
     virtual_key_id: str
+    """Id of the key: `vk_` and its name."""
     key_name: str
+    """What the configuration calls the key."""
     display_prefix: str
+    """What of the secret may be shown."""
     bindings: tuple[str, ...] = ()
     """Names of provider bindings; the first is the primary."""
     principal_id: str = "user_default"
+    """The user or service account."""
     project_id: str = "proj_default"
+    """The project the key belongs to."""
     team_id: str = "team_default"
+    """The team of the project."""
     organization_id: str = "org_default"
+    """The organization of the team."""
     model_aliases: Mapping[str, str] = attrs.field(factory=dict)
+    """What clients may ask for, and what they get."""
     models_allowed: tuple[str, ...] | None = None
     """Globs over the resolved model, bare and ``type/model``; None allows all."""
     usage_frame: Literal["strip", "forward"] | None = None
+    """Whether the usage frame the gateway asks for is taken out again; None leaves it to the binding."""
     tags: tuple[str, ...] = ()
+    """Words for plugins to match."""
     metadata: Mapping[str, str] = attrs.field(factory=dict)
+    """Names and values for plugins to match."""
 
 
 @attrs.frozen
@@ -144,19 +170,33 @@ class ProviderBinding:
     """Describe a configured upstream account."""
 
     id: str
+    """`gpc_` and the name."""
     name: str
+    """What keys and messages call it."""
     type: str
+    """The type of the provider that speaks for it."""
     base_url: str
+    """Empty takes the provider's default."""
     credential: Secret | None = None
+    """The provider's key."""
     handle: str | None = None
+    """Lets clients ask for `handle/model`."""
     models: tuple[str, ...] = ()
+    """Models declared."""
     model_map: Mapping[str, str] = attrs.field(factory=dict)
+    """What a model is called upstream."""
     extra_headers: tuple[tuple[bytes, bytes], ...] = attrs.field(default=(), repr=False)
+    """Header fields added to every request."""
     timeouts: Timeouts = Timeouts()
+    """Bounds of an attempt."""
     usage_frame: Literal["strip", "forward"] | None = None
+    """Whether the usage frame the gateway asks for is taken out again; the key's wins."""
     propagate_trace: bool = False
+    """Whether trace context is sent upstream."""
     proxy: str | None = None
+    """URL of a proxy."""
     http2: bool = False
+    """Whether to speak HTTP/2 to an https:// address."""
     settings: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
     """What the provider type alone understands, checked by the provider when the binding is made."""
 
@@ -166,9 +206,13 @@ class Candidate:
     """Choose a binding for one attempt: the provider that builds the request and the model it will be asked for."""
 
     binding: ProviderBinding
+    """The account that is asked."""
     provider: Provider
+    """The provider of the binding's type."""
     model: str | None
+    """The model it is asked for; None where the endpoint has none."""
     model_source: str = "only"
+    """Which rule chose the model, for the trace."""
 
 
 @attrs.frozen
@@ -176,15 +220,23 @@ class Usage:
     """Count tokens in disjoint classes (``reasoning`` is a part of ``output``)."""
 
     input: int = 0
+    """Input tokens that no cache had a part in."""
     cache_read: int = 0
+    """Input tokens read from a cache."""
     cache_write_5m: int = 0
+    """Input tokens written to a cache for five minutes."""
     cache_write_1h: int = 0
+    """Input tokens written to a cache for an hour."""
     output: int = 0
+    """Output tokens, reasoning included."""
     reasoning: int = 0
+    """The part of the output that is reasoning."""
     source: Literal["provider", "estimated"] = "provider"
+    """Whether the provider counted, or the gateway guessed from text."""
 
     @property
     def all_input(self) -> int:
+        """Return all input tokens, cached ones included."""
         return self.input + self.cache_read + self.cache_write_5m + self.cache_write_1h
 
 
@@ -193,22 +245,32 @@ class Attempt:
     """Record one try at one binding, or a skip without a dial (``is_skipped``)."""
 
     number: int
+    """From 0."""
     binding_id: str
+    """Id of the binding tried."""
     provider: str
+    """Type of its provider."""
     model: str | None
+    """The model it was asked for."""
     span_id: bytes
+    """Id of its span, 16 hex digits."""
     started_ns: int
+    """Monotonic clock, nanoseconds."""
     ended_ns: int = 0
+    """When its answer could be committed, or it had failed; 0 until then."""
     status: int | None = None
+    """HTTP status of its answer; None where none came."""
     reason: str | None = None
     """Why it did not answer: an UpstreamFault, ``status``, ``error_event``, ``client_gone`` (before there was an answer
     to relay), ``not_sent`` (no request could be made), ``internal_error``, or a skip reason."""
     message: str | None = None
     """Details for the operator; may name hosts, so it is not for clients."""
     is_skipped: bool = False
+    """Whether nothing was dialled."""
 
     @property
     def outcome(self) -> str:
+        """Return the reason, or ``answered``."""
         return self.reason or "answered"
 
 
@@ -217,10 +279,15 @@ class TraceContext:
     """Hold W3C trace context; ids are lower-case hex bytes (32 and 16 digits)."""
 
     trace_id: bytes
+    """32 digits; the same for client, gateway and provider."""
     span_id: bytes
+    """16 digits; the exchange's own span."""
     parent_id: bytes | None = None
+    """16 digits; the caller's span, if it sent one."""
     flags: bytes = b"01"
+    """Two digits, as W3C trace-flags."""
     state: bytes | None = None
+    """The `tracestate` of the caller."""
 
 
 @attrs.define(eq=False)
@@ -228,37 +295,55 @@ class Exchange:
     """Carry one client request and everything until it is settled; the only argument of every hook."""
 
     request_id: bytes
+    """`req_` and 30 hex digits; the client gets it as a header."""
     request: Request
+    """What the client asks; a plugin rewrites it by assigning a changed copy."""
     trace: TraceContext
+    """Trace context of the exchange."""
     namespace: str
+    """The configured namespace: `penstock` unless it was changed."""
     started_ns: int
     """Monotonic clock, nanoseconds."""
     started_at_ns: int
     """Wall clock, nanoseconds since the epoch."""
     client: tuple[str, int] | None = None
+    """The client's address and port."""
     principal: Principal | None = None
+    """On whose behalf the call runs; None where nobody authenticates."""
     candidate: Candidate | None = None
+    """Who is asked, or has answered."""
     attempts: list[Attempt] = attrs.Factory(list)
     """Those that failed or were skipped, in order, then the one that answered."""
     reply_fields: list[tuple[bytes, bytes]] = attrs.Factory(list)
     """Header fields a plugin adds to the client's response before the commit point."""
     state: dict[StateKey[Any], Any] = attrs.Factory(dict)
+    """Plugins' own values, each under its own StateKey."""
     error: RequestError | None = None
+    """The refusal or fault of the gateway; None where the answer is the provider's."""
     status: int | None = None
     """What the client was answered; None if nothing reached it."""
     is_stream: bool = False
+    """Whether the **answer** is an event stream; what the client asked for is `peek.stream`."""
     stream_end: StreamEnd | None = None
+    """How the body ended, whether it was a stream or not; None where the gateway or a plugin answered."""
     committed_ns: int | None = None
+    """When the provider's answer began to go to the client; monotonic clock, nanoseconds."""
     upstream_ns: int = 0
     """Time spent waiting for upstream heads, nanoseconds."""
     ended_ns: int = 0
+    """When the client had its last byte; monotonic clock, nanoseconds."""
     bytes_out: int = 0
+    """Size of the response body, bytes."""
     chunks_out: int = 0
+    """How many pieces the response body was written in."""
     usage: Usage | None = None
+    """Tokens used."""
     cache_mode: str = "respect"
+    """Says how answers may be cached: `respect` what the client asks, or `disable`."""
     window: BodyWindow | None = attrs.field(default=None, repr=False)
     """What the meter kept of the response body, once it has ended."""
     chunk_watchers: set[str] | None = None
+    """Names given to `watch_chunks`; None where no chunk hook sees the response."""
     _peek: RequestPeek | None = attrs.field(default=None, repr=False)
     _peeked: Request | None = attrs.field(default=None, repr=False)
 
@@ -275,7 +360,11 @@ class Exchange:
         return self._peek
 
     def watch_chunks(self, plugin: str) -> None:
-        """Ask that the named plugin's on_stream_chunk sees this exchange's response."""
+        """Ask that the named plugin's on_stream_chunk sees this exchange's response.
+
+        ``plugin`` is its name in the configuration; it must implement the hook, or the exchange ends in ``plugin_error``.
+        To be called before the attempt whose answer is meant, in pre_request at best.
+        """
         if self.chunk_watchers is None:
             self.chunk_watchers = set()
         self.chunk_watchers.add(plugin)

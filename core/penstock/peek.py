@@ -31,15 +31,25 @@ class RequestPeek(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what a request says about itself; a member that is absent, null or of a wrong type is None."""
 
     model: str | None = None
+    """The model asked for."""
     stream_value: bool | None = msgspec.field(default=None, name="stream")
+    """The member `stream`."""
     stream_options_value: msgspec.Raw = msgspec.field(default=_ABSENT, name="stream_options")
+    """The member `stream_options`, raw."""
     user: str | None = None
+    """The member `user`."""
     safety_identifier: str | None = None
+    """The member of that name."""
     previous_response_id: str | None = None
+    """The member of that name."""
     metadata: msgspec.Raw = _ABSENT
+    """The member `metadata`, raw."""
     max_tokens_legacy: int | None = msgspec.field(default=None, name="max_tokens")
+    """The member `max_tokens`."""
     max_completion_tokens: int | None = None
+    """The member of that name."""
     max_output_tokens: int | None = None
+    """The member of that name."""
 
     @property
     def wrong_types(self) -> tuple[str, ...]:
@@ -200,9 +210,7 @@ _boundary = re.compile(rb';[ \t]*boundary=(?:"((?:[^"\\]|\\.)+)"|([^\s;"]+))', r
 _field_name = re.compile(rb';[ \t]*name=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', re.IGNORECASE).search
 _file_name = re.compile(rb";[ \t]*filename\*?=", re.IGNORECASE).search
 _delimiter_rest = re.compile(rb"--|[ \t]*(?=\r\n)").match
-_disposition = re.compile(
-    rb"^content-disposition:[ \t]*form-data([^\r\n]*)", re.IGNORECASE | re.MULTILINE
-).search
+_disposition = re.compile(rb"^content-disposition:[ \t]*form-data([^\r\n]*)", re.IGNORECASE | re.MULTILINE).search
 
 
 def peek_multipart(body: bytes, content_type: bytes) -> RequestPeek:

@@ -25,10 +25,15 @@ class Origin:
     """Name where connections go: the key of the store of idle connections."""
 
     scheme: str
+    """`http` or `https`."""
     host: str
+    """Host name or address, IPv6 without brackets."""
     port: int
+    """TCP port."""
     proxy: str | None = None
+    """URL of a proxy."""
     http2: bool = False
+    """Whether to speak HTTP/2."""
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.host}:{self.port}"
@@ -43,13 +48,19 @@ class UpstreamRequest:
     """
 
     origin: Origin
+    """Where to connect."""
     method: bytes
+    """Such as `b"POST"`."""
     path: bytes
     """Origin-form request target, query included."""
     fields: bytes = attrs.field(repr=False)
+    """The finished header block, see above."""
     body: bytes = attrs.field(repr=False)
+    """The whole body, without framing."""
     timeouts: Timeouts = Timeouts()
+    """Bounds of the attempt."""
     response_filter: ResponseFilter | None = None
+    """What undoes on the response an edit of this request."""
     transport: Transport | None = None
     """The provider's own transport; None lets the gateway choose by origin."""
 
@@ -69,9 +80,17 @@ class ResponseFilter(Protocol):
 class Receiver(Protocol):
     """Take a response body from a transport, callback by callback, on the event loop's thread."""
 
-    def receive(self, data: bytes) -> None: ...
-    def finish(self) -> None: ...
-    def fail(self, error: Exception) -> None: ...
+    def receive(self, data: bytes) -> None:
+        """Take the next bytes."""
+        ...
+
+    def finish(self) -> None:
+        """Take the end of the body."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """Take the news that the body broke off."""
+        ...
 
 
 @runtime_checkable
@@ -79,6 +98,7 @@ class UpstreamResponse(Protocol):
     """A response whose head has arrived and whose body waits to be started."""
 
     head: ResponseHead
+    """Status and header fields, as the provider sent them."""
     is_raw: bool
     """True: the receiver gets the wire's bytes, chunk framing included; False: the payload."""
 
@@ -95,8 +115,13 @@ class UpstreamResponse(Protocol):
         """Begin delivery; bytes that came with the head are delivered before this returns."""
         ...
 
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
+    def pause(self) -> None:
+        """Deliver nothing until ``resume``."""
+        ...
+
+    def resume(self) -> None:
+        """Deliver again."""
+        ...
 
     def close(self) -> None:
         """Abandon the response; a connection that is not at the end of a body is closed, never reused."""
@@ -106,7 +131,9 @@ class UpstreamResponse(Protocol):
 class Transport(Protocol):
     """Send a request and return the response once its head is there. Raises UpstreamError before that."""
 
-    async def send(self, request: UpstreamRequest) -> UpstreamResponse: ...
+    async def send(self, request: UpstreamRequest) -> UpstreamResponse:
+        """Send the request. Raises UpstreamError."""
+        ...
 
 
 class Provider(Protocol):
@@ -117,9 +144,13 @@ class Provider(Protocol):
     """
 
     type: str
+    """The word bindings use."""
     dialects: frozenset[str]
+    """Names of dialects it answers, such as `openai.chat`."""
     model_prefixes: tuple[str, ...]
+    """What the names of its models begin with."""
     default_base_url: str | None
+    """Where a binding without base_url goes; None makes it required."""
 
     def check(self, binding: ProviderBinding) -> None:
         """Raise ConfigurationError where the binding's settings cannot work. Called once, when the binding is made."""

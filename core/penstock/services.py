@@ -23,7 +23,9 @@ class KeyRecord:
     """Hold what is known about one virtual key; ``hash`` is HMAC-SHA256 of the secret under the pepper."""
 
     hash: bytes = attrs.field(repr=False)
+    """32 bytes."""
     principal: Principal
+    """On whose behalf calls with the key run."""
     status: str = "active"
     """active, disabled or revoked."""
     expires_at: float | None = None
@@ -33,7 +35,9 @@ class KeyRecord:
 class KeyDirectory(Protocol):
     """Find virtual keys by hash, from memory."""
 
-    def find_key(self, key_hash: bytes) -> KeyRecord | None: ...
+    def find_key(self, key_hash: bytes) -> KeyRecord | None:
+        """Return a key by its hash."""
+        ...
 
     def all_principals(self) -> Iterable[Principal]:
         """Return on whose behalf each key calls, so that what keys name can be checked before traffic comes.
@@ -50,7 +54,9 @@ class BindingDirectory(Protocol):
         """Return a binding by name or id."""
         ...
 
-    def all_bindings(self) -> Iterable[ProviderBinding]: ...
+    def all_bindings(self) -> Iterable[ProviderBinding]:
+        """Return every binding, in the order of the configuration."""
+        ...
 
 
 @attrs.frozen
@@ -58,7 +64,9 @@ class FetchedResponse:
     """Hold a whole, de-framed and decoded upstream response."""
 
     status: int
+    """HTTP status."""
     body: bytes = attrs.field(repr=False)
+    """The whole body."""
 
 
 class Fetch(Protocol):
@@ -67,11 +75,18 @@ class Fetch(Protocol):
     Raises UpstreamError, also for a body over ``max_bytes`` and after ``timeout`` seconds.
     """
 
-    async def __call__(self, request: UpstreamRequest, *, timeout: float, max_bytes: int) -> FetchedResponse: ...
+    async def __call__(self, request: UpstreamRequest, *, timeout: float, max_bytes: int) -> FetchedResponse:
+        """Send the request and return the whole answer; ``timeout`` in seconds."""
+        ...
 
 
 class Services:
-    """Hold one object per protocol."""
+    """Hold one object per protocol; a plugin gets it by taking an argument ``services``."""
+
+    namespace: str
+    """The configured namespace."""
+    providers: ProviderRegistry
+    """Provider types by name: ``providers.get(type)``, and ``providers.types`` maps them all; full once lifespans begin."""
 
     def __init__(self, namespace: str = "penstock") -> None:
         self.namespace = namespace
@@ -92,6 +107,7 @@ class Services:
         return found  # type: ignore[no-any-return]
 
     def find(self, protocol: type[T]) -> T | None:
+        """Return what was offered, or None."""
         return self._offered.get(protocol)
 
     def provider_of(self, binding: ProviderBinding) -> Provider:

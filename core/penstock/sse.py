@@ -128,7 +128,9 @@ class Event:
     """
 
     raw: bytes
+    """Its bytes as they came, blank line included."""
     at_start: bool = False
+    """Whether it is the first of its stream."""
 
     @functools.cached_property
     def _fields(self) -> tuple[str | None, bytes, bool]:
@@ -255,9 +257,7 @@ def _join(lines: Iterable[bytes]) -> bytes:
     return bytes(joined)
 
 
-def terminal_event(
-    name: str | None, payload: bytes, *, pending: bytes, newline: bytes | None = None
-) -> bytes:
+def terminal_event(name: str | None, payload: bytes, *, pending: bytes, newline: bytes | None = None) -> bytes:
     """Spell an event to append to a stream so that it starts on a frame boundary.
 
     pending: the last bytes sent, of which an incomplete event is closed by a blank line first; it may hold
@@ -268,9 +268,7 @@ def terminal_event(
     pieces = []
     if pending and not _blank_line.search(pending[-8:]):
         if pending.endswith(b"\r"):
-            pieces.append(
-                b"\n"
-            )  # whether it was half a CRLF or a line end of its own, it is one line end now
+            pieces.append(b"\n")  # whether it was half a CRLF or a line end of its own, it is one line end now
         elif not pending.endswith(b"\n"):
             pieces.append(end)
         pieces.append(end)

@@ -3,7 +3,6 @@
 cattrs does the walking; what is accepted, and how a fault reads, is decided here.
 """
 
-
 from __future__ import annotations
 
 import difflib

@@ -102,15 +102,11 @@ class Demo:
         document = _read_document(self.file)
         bindings = _bindings(document)
         bindings[:] = [binding for binding in bindings if _missing_variable(binding) is None]
-        return read_document(
-            document, source=str(self.file), folder=self.file.parent, overrides={"listen": listen}
-        )
+        return read_document(document, source=str(self.file), folder=self.file.parent, overrides={"listen": listen})
 
 
 @click.command()
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 picks a free one."
-)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 picks a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--folder",
@@ -131,9 +127,7 @@ def demo(port: int, host: str, folder: Path | None, form: str) -> None:
 
         def announce(bound_port: int) -> None:
             click.echo(
-                _encoded(prepared, host, bound_port)
-                if form == "json"
-                else _greeting(prepared, host, bound_port)
+                _encoded(prepared, host, bound_port) if form == "json" else _greeting(prepared, host, bound_port)
             )
             sys.stdout.flush()
 
@@ -170,9 +164,7 @@ def prepare(folder: Path, *, is_kept: bool) -> Demo:
                 with file.open("a", encoding="utf-8") as stream:
                     stream.write(_BINDING.format(name=name, variable=variable))
     except (OSError, UnicodeDecodeError) as error:
-        reason = (
-            f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else "the key is not text"
-        )
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else "the key is not text"
         raise ConfigurationError(f"--folder {folder}: its files cannot be used: {reason}") from None
     if not is_well_formed(virtual_key.encode()):
         raise ConfigurationError(f"{key_file}: holds no virtual key; remove the folder's files to start anew")
@@ -270,8 +262,7 @@ def _greeting(prepared: Demo, host: str, port: int) -> str:
     base_url = _base_url(host, port)
     who = _providers()
     answers = ", ".join(
-        f"{name} ({_VENDORS[name]} is {'set' if who[name] == name else 'not set, so by the mock'})"
-        for name in who
+        f"{name} ({_VENDORS[name]} is {'set' if who[name] == name else 'not set, so by the mock'})" for name in who
     )
     return _GREETING.format(
         base_url=base_url,

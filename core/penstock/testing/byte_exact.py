@@ -110,9 +110,7 @@ class _Script:
         return self.steps
 
 
-async def _carry(
-    harness: Harness, upstream: FakeUpstream, script: _Script, case: ByteCase, edits: set[str]
-) -> bool:
+async def _carry(harness: Harness, upstream: FakeUpstream, script: _Script, case: ByteCase, edits: set[str]) -> bool:
     """Carry one case; returns whether it reached the upstream."""
     script.steps = [*case.segments, Close()] if case.response.is_close_delimited else case.segments
     seen = len(upstream.requests)
@@ -151,9 +149,7 @@ def same_bytes(found: bytes, sent: bytes, what: str, need: str) -> None:
     )
 
 
-def run_property(
-    check: Callable[..., None], *strategies: SearchStrategy[Any], max_examples: int | None = None
-) -> None:
+def run_property(check: Callable[..., None], *strategies: SearchStrategy[Any], max_examples: int | None = None) -> None:
     """Run ``check`` on drawn values, under the profile in force; outside pytest too."""
     profile = settings()
     chosen = settings(

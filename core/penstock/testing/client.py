@@ -260,9 +260,7 @@ class ReplyStream:
         return self._reader.reply()
 
 
-def request_bytes(
-    method: str, path: str, headers: Fields = (), body: Body = b"", *, key: str | None = None
-) -> bytes:
+def request_bytes(method: str, path: str, headers: Fields = (), body: Body = b"", *, key: str | None = None) -> bytes:
     """Return a request as it goes over the wire.
 
     Host, Content-Length, Content-Type and, from ``key``, the credential are added where ``headers`` has none;

@@ -20,9 +20,7 @@ LOW_WATER = 16 * 1024
 class MemoryTransport(asyncio.Transport):
     """One end of a pair; ``connect`` makes both."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, peername: tuple[str, int]
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, peername: tuple[str, int]) -> None:
         super().__init__({"peername": peername})
         self._loop = loop
         self._protocol = protocol

@@ -85,22 +85,16 @@ def check_hooks(kind: type[Any]) -> None:
         is_marked = getattr(member, "penstock_impl", None) is not None
         where = f"{kind.__name__}.{name}"
         if not is_marked:
-            assert name not in known, (
-                f"{where} has the name of a hook but no @hookimpl, so it would never run"
-            )
+            assert name not in known, f"{where} has the name of a hook but no @hookimpl, so it would never run"
             continue
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"hooks are {', '.join(known)}"
         assert name in known, f"{where} is no hook; {hint}"
         expected = _PARAMETERS.get(name, ("exchange",))
         taken = tuple(inspect.signature(member).parameters)[1:]
-        assert taken == expected, (
-            f"{where} must take ({', '.join(expected)}) after self, takes ({', '.join(taken)})"
-        )
+        assert taken == expected, f"{where} must take ({', '.join(expected)}) after self, takes ({', '.join(taken)})"
         is_async = inspect.iscoroutinefunction(member)
-        assert not (is_async and name in ONCE), (
-            f"{where} runs while the gateway is built and must not be async"
-        )
+        assert not (is_async and name in ONCE), f"{where} runs while the gateway is built and must not be async"
         is_generator = inspect.isgeneratorfunction(member) or inspect.isasyncgenfunction(member)
         assert not is_generator, f"{where} is a generator function: nothing in it would run as a hook"
     assert hooks_of(kind), f"{kind.__name__} has no method marked @hookimpl"
@@ -114,9 +108,7 @@ def check_needs(kind: type[Any]) -> None:
         assert isinstance(value, bool), f"{kind.__name__}.{need} must be True or False, is {value!r}"
         possible = _NEEDED_HOOKS[need]
         has_one = any(hook in hooks for hook in possible)
-        assert not value or has_one, (
-            f"{kind.__name__} declares {need} but implements none of {', '.join(possible)}"
-        )
+        assert not value or has_one, f"{kind.__name__} declares {need} but implements none of {', '.join(possible)}"
 
 
 def _check_config(kind: type[Any], config: Mapping[str, Any] | None) -> None:
@@ -187,9 +179,7 @@ def _check_exchanges(
 def _outcomes(sample: Sample) -> dict[str, list[Step]]:
     answer = sample.answer()
     cut: list[Step] = (
-        [STREAM_HEAD, chunk(sample.events[0]), Close()]
-        if sample.is_stream
-        else [http_reply(b"x" * 9)[:-1], Close()]
+        [STREAM_HEAD, chunk(sample.events[0]), Close()] if sample.is_stream else [http_reply(b"x" * 9)[:-1], Close()]
     )
     return {
         "success": answer,

@@ -45,9 +45,7 @@ def check_provider(
     for sample in SAMPLES:
         exchange = sample_exchange(sample, _SECRETS)
         if exchange.request.endpoint.dialect in provider.dialects:
-            built += _check_build(
-                provider, account, sample, exact=exchange.request.endpoint.dialect not in translates
-            )
+            built += _check_build(provider, account, sample, exact=exchange.request.endpoint.dialect not in translates)
     assert built, f"{provider.type}: build refuses every sample of its dialects {sorted(provider.dialects)}"
     _check_read_usage(provider, account)
 
@@ -59,19 +57,13 @@ def _check_shape(provider: Any) -> None:
     dialects = getattr(provider, "dialects", None)
     assert isinstance(dialects, frozenset), f"{where}.dialects must be a frozenset of names"
     unknown = sorted(dialects - DIALECTS)
-    assert not unknown, (
-        f"{where}.dialects: {', '.join(unknown)} unknown; there are {', '.join(sorted(DIALECTS))}"
-    )
+    assert not unknown, f"{where}.dialects: {', '.join(unknown)} unknown; there are {', '.join(sorted(DIALECTS))}"
     assert dialects, f"{where}.dialects is empty: no request would ever come"
     prefixes = getattr(provider, "model_prefixes", None)
-    is_strings = isinstance(prefixes, tuple) and all(
-        isinstance(prefix, str) and prefix for prefix in prefixes
-    )
+    is_strings = isinstance(prefixes, tuple) and all(isinstance(prefix, str) and prefix for prefix in prefixes)
     assert is_strings, f"{where}.model_prefixes must be a tuple of non-empty strings"
     default = getattr(provider, "default_base_url", "")
-    assert default is None or (isinstance(default, str) and default), (
-        f"{where}.default_base_url: a URL or None"
-    )
+    assert default is None or (isinstance(default, str) and default), f"{where}.default_base_url: a URL or None"
     for name, count in _METHODS.items():
         method = getattr(provider, name, None)
         assert callable(method), f"{where}.{name} is missing"
@@ -135,9 +127,7 @@ def _check_body(built: UpstreamRequest, exchange: Exchange, model: str | None, w
     if model is not None:
         expected = put_model(exchange.request, editable_body(exchange.request), model)
     changed = "although no model changes" if model is None else "beyond the model"
-    assert built.body == expected, (
-        f"{where} changes the body {changed}; name its dialect in translates if it must"
-    )
+    assert built.body == expected, f"{where} changes the body {changed}; name its dialect in translates if it must"
 
 
 def _check_read_usage(provider: Provider, binding: ProviderBinding) -> None:

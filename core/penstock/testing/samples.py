@@ -20,14 +20,10 @@ _FORM = (
     b'--seam\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n'
     b'--seam\r\nContent-Disposition: form-data; name="file"; filename="a.bin"\r\n\r\n\x00\xff\r\n--seam--\r\n'
 )
-_USAGE = (
-    b'"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"input_tokens":3,"output_tokens":2}'
-)
+_USAGE = b'"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"input_tokens":3,"output_tokens":2}'
 ANSWER = (
     b'{"id":"x1","object":"chat.completion","model":"m","choices":[{"index":0,"finish_reason":"stop",'
-    b'"message":{"role":"assistant","content":"Hi"}}],"content":[{"type":"text","text":"Hi"}],'
-    + _USAGE
-    + b"}"
+    b'"message":{"role":"assistant","content":"Hi"}}],"content":[{"type":"text","text":"Hi"}],' + _USAGE + b"}"
 )
 _CHAT_EVENTS = (
     b'data: {"id":"x1","choices":[{"index":0,"delta":{"content":"H\xc3\xa9"}}]}\n\n',
@@ -42,9 +38,7 @@ _ANTHROPIC_EVENTS = (
 )
 _RESPONSES_EVENTS = (
     b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"H"}\n\n',
-    b'event: response.completed\ndata: {"type":"response.completed","response":{"id":"resp_1",'
-    + _USAGE
-    + b"}}\n\n",
+    b'event: response.completed\ndata: {"type":"response.completed","response":{"id":"resp_1",' + _USAGE + b"}}\n\n",
 )
 
 

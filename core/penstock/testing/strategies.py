@@ -96,10 +96,7 @@ def _objects(draw: st.DrawFn, values: SearchStrategy[bytes]) -> bytes:
 
 def joined_object(draw: st.DrawFn, members: list[tuple[bytes, bytes]]) -> bytes:
     """Return an object of spelled members, with odd white space between everything."""
-    parts = [
-        draw(_SPACE) + name + draw(_SPACE) + b":" + draw(_SPACE) + value + draw(_SPACE)
-        for name, value in members
-    ]
+    parts = [draw(_SPACE) + name + draw(_SPACE) + b":" + draw(_SPACE) + value + draw(_SPACE) for name, value in members]
     return b"{" + (b",".join(parts) or draw(_SPACE)) + b"}"
 
 
@@ -249,8 +246,6 @@ def chunked_bodies(draw: st.DrawFn, body: bytes, *, extensions: bool = True) -> 
     """Frame a body in chunks of any size, sizes spelled in either case and with zeros, trailers at times."""
     spelling = draw(st.sampled_from([b"%x", b"%X", b"%04x"]))
     extension = draw(st.sampled_from([b"", b"", b";x=1"])) if extensions else b""
-    chunks = [
-        spelling % len(piece) + extension + b"\r\n" + piece + b"\r\n" for piece in draw(segmentations(body))
-    ]
+    chunks = [spelling % len(piece) + extension + b"\r\n" + piece + b"\r\n" for piece in draw(segmentations(body))]
     trailer = draw(st.sampled_from([b"", b"", b"X-Checksum: 1\r\n"])) if extensions else b""
     return b"".join(chunks) + b"0\r\n" + trailer + b"\r\n"

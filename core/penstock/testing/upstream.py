@@ -192,9 +192,7 @@ class _Connection(asyncio.Protocol):
         else:
             await self._read_whole(reader)
             if step.part not in reader.request.raw:
-                self._upstream.failures.append(
-                    f"request {reader.request.target!r} does not hold {step.part!r}"
-                )
+                self._upstream.failures.append(f"request {reader.request.target!r} does not hold {step.part!r}")
 
     async def _has_more(self) -> bool:
         while not self._received:

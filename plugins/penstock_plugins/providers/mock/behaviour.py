@@ -63,9 +63,7 @@ def read_settings(settings: Mapping[str, Any]) -> Behaviour:
         elif name in KNOWN_SETTINGS and not isinstance(value, str | bool):
             behaviour = _set(behaviour, name.replace("_", "-"), str(value))
         else:
-            raise WordError(
-                f"settings.{name}: mock knows {', '.join(KNOWN_SETTINGS)}; all but fault are numbers"
-            )
+            raise WordError(f"settings.{name}: mock knows {', '.join(KNOWN_SETTINGS)}; all but fault are numbers")
     return behaviour
 
 

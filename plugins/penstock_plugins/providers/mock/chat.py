@@ -121,9 +121,7 @@ def _read(call: Call) -> Prompt:
     offered = rows(document.get("tools"))
     functions = [member(tool, "function") for tool in offered]
     tools = [
-        Tool(tool["name"], tool.get("parameters"))
-        for tool in rows(functions)
-        if isinstance(tool.get("name"), str)
+        Tool(tool["name"], tool.get("parameters")) for tool in rows(functions) if isinstance(tool.get("name"), str)
     ]
     is_result = messages[-1].get("role") == "tool"
     form = document.get("response_format")
@@ -132,14 +130,10 @@ def _read(call: Call) -> Prompt:
     return Prompt(
         model=call.model,
         pieces=(*head, *(Piece(encode(message)) for message in messages)),
-        text=next(
-            (text_of(one.get("content")) for one in reversed(messages) if one.get("role") == "user"), ""
-        ),
+        text=next((text_of(one.get("content")) for one in reversed(messages) if one.get("role") == "user"), ""),
         tool_result=all_text_of(messages[-1].get("content")) if is_result else None,
         tools=tuple(tools),
-        choice=read_choice(
-            document.get("tool_choice"), member(document.get("tool_choice"), "function", "name")
-        ),
+        choice=read_choice(document.get("tool_choice"), member(document.get("tool_choice"), "function", "name")),
         is_parallel=document.get("parallel_tool_calls") is not False,
         schema=member(form, "json_schema", "schema") or {"type": "object"} if wants_json else None,
         max_tokens=number(document.get("max_completion_tokens")) or number(document.get("max_tokens")),
@@ -151,9 +145,7 @@ def read_choice(value: JSON, name: JSON) -> str:
     """Return a tool_choice in OpenAI's spellings as a Prompt has it."""
     if isinstance(name, str):
         return f"={name}"
-    word = (
-        value if isinstance(value, str) else member(value, "mode") or member(value, "allowed_tools", "mode")
-    )
+    word = value if isinstance(value, str) else member(value, "mode") or member(value, "allowed_tools", "mode")
     return {"required": "any", "none": "none"}.get(str(word), "auto")
 
 
@@ -190,9 +182,7 @@ def _deltas(turn: _Turn) -> Iterator[dict[str, Any]]:
         yield {"content": word}
     for index, call in enumerate(turn.tool_calls()):
         function = call["function"]
-        yield {
-            "tool_calls": [{"index": index, **call, "function": {"name": function["name"], "arguments": ""}}]
-        }
+        yield {"tool_calls": [{"index": index, **call, "function": {"name": function["name"], "arguments": ""}}]}
         for part in split_json(function["arguments"]):
             yield {"tool_calls": [{"index": index, "function": {"arguments": part}}]}
 
@@ -224,9 +214,7 @@ def complete_prompt(call: Call) -> Reply:
     return json_reply({**frame, "choices": choices, "usage": usage})
 
 
-def _stream_prompt(
-    call: Call, frame: dict[str, Any], answers: list[Answer], usage: dict[str, int]
-) -> Iterator[bytes]:
+def _stream_prompt(call: Call, frame: dict[str, Any], answers: list[Answer], usage: dict[str, int]) -> Iterator[bytes]:
     has_usage = member(call.document, "stream_options", "include_usage") is True
     last = {"usage": None} if has_usage else {}
     for index, answer in enumerate(answers):

@@ -82,9 +82,7 @@ def _read(call: Call) -> Prompt:
     parts = rows(contents[-1].get("parts"))
     results = [part["functionResponse"] for part in parts if "functionResponse" in part]
     users = [one.get("parts") for one in contents if one.get("role", "user") == "user"]
-    head = [
-        document[name] for name in ("tools", "systemInstruction", "system_instruction") if document.get(name)
-    ]
+    head = [document[name] for name in ("tools", "systemInstruction", "system_instruction") if document.get(name)]
     wants_json = member(config, "responseMimeType") == "application/json"
     schema = member(config, "responseSchema") or member(config, "responseJsonSchema") or {"type": "object"}
     return Prompt(
@@ -134,9 +132,7 @@ def _usage(counts: Counts, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _document(
-    call: Call, parts: list[dict[str, Any]], finish: str | None, usage: dict[str, Any]
-) -> dict[str, Any]:
+def _document(call: Call, parts: list[dict[str, Any]], finish: str | None, usage: dict[str, Any]) -> dict[str, Any]:
     candidate: dict[str, Any] = {"content": {"parts": parts, "role": "model"}, "index": 0}
     if finish is not None:
         candidate["finishReason"] = finish

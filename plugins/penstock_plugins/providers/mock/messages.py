@@ -92,9 +92,7 @@ def _choice(value: JSON) -> str:
     return kind if kind in ("any", "none") else "auto"
 
 
-def _pieces(
-    document: dict[str, Any], offered: list[dict[str, Any]], messages: list[dict[str, Any]]
-) -> Iterator[Piece]:
+def _pieces(document: dict[str, Any], offered: list[dict[str, Any]], messages: list[dict[str, Any]]) -> Iterator[Piece]:
     """Yield tools, system and message blocks, where cached prefixes end; a text counts like a text block."""
     for tool in offered:
         yield _piece("tool", tool)
@@ -116,9 +114,7 @@ def _as_blocks(content: JSON) -> list[dict[str, Any]]:
 def _piece(place: str, block: dict[str, Any]) -> Piece:
     control = block.get("cache_control")
     mark = str(control.get("ttl", "5m")) if isinstance(control, dict) else None
-    return Piece(
-        encode([place, {name: value for name, value in block.items() if name != "cache_control"}]), mark
-    )
+    return Piece(encode([place, {name: value for name, value in block.items() if name != "cache_control"}]), mark)
 
 
 def _blocks(call: Call, answer: Answer) -> list[dict[str, Any]]:

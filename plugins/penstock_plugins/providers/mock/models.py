@@ -17,9 +17,7 @@ def list_models(call: Call) -> Reply:
     wanted = unquote(call.path.removeprefix("/models").strip("/"))
     if wanted:
         if wanted not in NAMES:
-            raise RefusedError(
-                404, f"The mock lists no model {wanted[:200]!r}.", param="model", code="model_not_found"
-            )
+            raise RefusedError(404, f"The mock lists no model {wanted[:200]!r}.", param="model", code="model_not_found")
         return json_reply(entry(wanted))
     entries = [entry(name) for name in NAMES]
     if is_anthropic:

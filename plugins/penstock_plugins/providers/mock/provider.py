@@ -26,10 +26,7 @@ from penstock_plugins.providers.mock.transport import MockTransport
 
 DIALECTS = frozenset(
     {
-        *(
-            f"openai.{name}"
-            for name in ("chat", "responses", "completions", "embeddings", "moderations", "images")
-        ),
+        *(f"openai.{name}" for name in ("chat", "responses", "completions", "embeddings", "moderations", "images")),
         "openai.audio",
         "openai.models",
         "anthropic.messages",

@@ -41,9 +41,7 @@ _GEMINI_STATUS = {
 class RefusedError(Exception):
     """End a call with an error of the provider's kind."""
 
-    def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
-    ) -> None:
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
@@ -99,9 +97,7 @@ def seed_of(path: bytes, body: bytes) -> bytes:
 
 def identifier(seed: bytes, prefix: str, number: int = 0) -> str:
     """Return an id that follows from a request: the same request, the same id."""
-    return (
-        prefix + hashlib.blake2b(b"%b %d" % (prefix.encode(), number), key=seed, digest_size=12).hexdigest()
-    )
+    return prefix + hashlib.blake2b(b"%b %d" % (prefix.encode(), number), key=seed, digest_size=12).hexdigest()
 
 
 def error_document(family: str, error: RefusedError, request_id: str) -> dict[str, Any]:
@@ -123,8 +119,6 @@ def error_event(dialect: str, message: str) -> bytes:
     if dialect == "anthropic.messages":
         return named({"type": "error", "error": {"type": "overloaded_error", "message": message}})
     if dialect == "openai.responses":
-        return named(
-            {"type": "error", "code": "server_error", "message": message, "param": None, "sequence_number": 0}
-        )
+        return named({"type": "error", "code": "server_error", "message": message, "param": None, "sequence_number": 0})
     family = dialect.partition(".")[0]
     return sse(error_document(family, RefusedError(503, message, code="server_error"), ""))

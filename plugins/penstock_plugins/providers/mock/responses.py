@@ -103,9 +103,7 @@ def _read(call: Call, items: list[dict[str, Any]]) -> Prompt:
     return Prompt(
         model=call.model,
         pieces=tuple(Piece(encode(part)) for part in (*head, *items)),
-        text=next(
-            (text_of(item.get("content")) for item in reversed(items) if item.get("role") == "user"), ""
-        ),
+        text=next((text_of(item.get("content")) for item in reversed(items) if item.get("role") == "user"), ""),
         tool_result=all_text_of(last.get("output")) if last.get("type") == "function_call_output" else None,
         tools=tuple(tools),
         choice=read_choice(choice, member(choice, "name")),
@@ -192,20 +190,14 @@ def _stream(document: dict[str, Any], answer: Answer) -> Iterator[bytes]:
     for index, item in enumerate(document["output"]):
         is_message = item["type"] == "message"
         empty: dict[str, JSON] = {"content": []} if is_message else {"arguments": ""}
-        yield event(
-            "response.output_item.added", output_index=index, item={**item, **empty, "status": "in_progress"}
-        )
+        yield event("response.output_item.added", output_index=index, item={**item, **empty, "status": "in_progress"})
         place = {"item_id": item["id"], "output_index": index}
-        yield from (
-            _stream_text(event, place, item, answer) if is_message else _stream_call(event, place, item)
-        )
+        yield from (_stream_text(event, place, item, answer) if is_message else _stream_call(event, place, item))
         yield event("response.output_item.done", output_index=index, item=item)
     yield event(f"response.{document['status']}", response=document)
 
 
-def _stream_text(
-    event: _Numbered, place: dict[str, Any], item: dict[str, Any], answer: Answer
-) -> Iterator[bytes]:
+def _stream_text(event: _Numbered, place: dict[str, Any], item: dict[str, Any], answer: Answer) -> Iterator[bytes]:
     place = {**place, "content_index": 0}
     part = item["content"][0]
     yield event("response.content_part.added", **place, part={**part, "text": ""})
@@ -218,9 +210,7 @@ def _stream_text(
 def _stream_call(event: _Numbered, place: dict[str, Any], item: dict[str, Any]) -> Iterator[bytes]:
     for part in split_json(item["arguments"]):
         yield event("response.function_call_arguments.delta", **place, delta=part)
-    yield event(
-        "response.function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"]
-    )
+    yield event("response.function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"])
 
 
 # --- stored responses -------------------------------------------------------------------------------------
@@ -241,9 +231,7 @@ def get_or_delete(call: Call) -> Reply:
         call.memory.forget(found.document["id"])
         return json_reply({"id": found.document["id"], "object": "response", "deleted": True})
     if call.query.get("stream") == "true":
-        raise RefusedError(
-            400, "The mock does not stream stored responses; ask without stream=true.", param="stream"
-        )
+        raise RefusedError(400, "The mock does not stream stored responses; ask without stream=true.", param="stream")
     return json_reply(found.document)
 
 
@@ -268,9 +256,5 @@ def list_items(call: Call) -> Reply:
         listed.append({"id": f"{found.document['id'].replace('resp_', 'item_')}_{index}", **item, **message})
     if call.query.get("order") != "asc":
         listed.reverse()
-    ends = (
-        {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]}
-        if listed
-        else {"first_id": None, "last_id": None}
-    )
+    ends = {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]} if listed else {"first_id": None, "last_id": None}
     return json_reply({"object": "list", "data": listed, "has_more": False, **ends})

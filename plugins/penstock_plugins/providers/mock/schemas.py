@@ -100,9 +100,7 @@ def _merged(schema: Mapping[str, Any], root: JSON) -> dict[str, Any]:
     merged: dict[str, Any] = {name: value for name, value in schema.items() if name != "allOf"}
     for part in schema["allOf"]:
         found = (
-            _resolve(root, part["$ref"])
-            if isinstance(part, Mapping) and isinstance(part.get("$ref"), str)
-            else part
+            _resolve(root, part["$ref"]) if isinstance(part, Mapping) and isinstance(part.get("$ref"), str) else part
         )
         if isinstance(found, Mapping):
             properties = {**_dict(merged.get("properties")), **_dict(found.get("properties"))}

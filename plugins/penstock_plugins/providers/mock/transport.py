@@ -59,9 +59,7 @@ class MockTransport:
         behaviour = self.binding
         try:
             name, behaviour = read_model(self.model or "mock", self.binding)
-            call = attrs.evolve(
-                read_call(request, self.endpoint, self.memory), model=name, behaviour=behaviour
-            )
+            call = attrs.evolve(read_call(request, self.endpoint, self.memory), model=name, behaviour=behaviour)
             return behaviour, self._faulty(call, _request_id(request)) or answer(call)
         except WordError as error:
             refused = RefusedError(400, str(error), param="model", code="unknown_mock_word")
@@ -82,9 +80,7 @@ class MockTransport:
         message = f"The mock answers with status {behaviour.status}, as it was asked to."
         reply = self._error(RefusedError(behaviour.status, message, code="mock_fault"), request_id)
         if behaviour.retry_after is not None:
-            reply = attrs.evolve(
-                reply, fields=(*reply.fields, (b"retry-after", b"%d" % behaviour.retry_after))
-            )
+            reply = attrs.evolve(reply, fields=(*reply.fields, (b"retry-after", b"%d" % behaviour.retry_after)))
         return reply
 
     def _error(self, error: RefusedError, request_id: str) -> Reply:
