@@ -17,11 +17,11 @@ class Endpoint:
     """Name one operation of the data plane."""
 
     dialect: str
-    """The wire format, such as `openai.chat` or `anthropic.messages`."""
+    """The wire format, such as ``openai.chat`` or ``anthropic.messages``."""
     operation: str
-    """The operation, such as `chat`, `messages` or `models`."""
+    """The operation, such as ``chat``, ``messages`` or ``models``."""
     path: str
-    """The path, with `{…}` for what varies."""
+    """The path, with ``{…}`` for what varies."""
     methods: tuple[bytes, ...] = (b"POST",)
     """HTTP methods it takes; empty for a path that is none of ours."""
     has_model: bool = True

@@ -89,8 +89,8 @@ def pre_request(exchange: Exchange) -> Response | None:
     Returns: None to go on, or a Response that answers the client without any upstream; plugins later in the order are
     then not asked. So what is to see every request stands before those that answer some: before routing, which answers
     model listings here.
-    Raises: RequestError to refuse, with the same effect. Rewriting is assigning ``exchange.request`` a changed copy (see
-    penstock.splice).
+    Raises: RequestError to refuse, with the same effect. Rewriting is assigning ``exchange.request`` a changed copy
+    (see penstock.splice).
     """
 
 

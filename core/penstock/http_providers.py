@@ -37,7 +37,7 @@ class HTTPProvider:
     type: str
     """The word bindings use."""
     namespace: str = "penstock"
-    """The gateway's, from `services.namespace`."""
+    """The gateway's, from ``services.namespace``."""
     default_base_url: str | None = None
     """Where a binding without base_url goes; None makes it required."""
     model_prefixes: tuple[str, ...] = ()

@@ -77,7 +77,7 @@ class Request:
     endpoint: Endpoint
     """Which operation of which dialect it is."""
     body: bytes = attrs.field(repr=False)
-    """Framing undone, content coding not: `editable_body` undoes that too."""
+    """Framing undone, content coding not: ``editable_body`` undoes that too."""
     is_oversize: bool = False
     """The client announced or sent more than the limit; ``body`` is empty then."""
     _decoded: bytes | None = attrs.field(default=None, init=False, repr=False)
@@ -126,7 +126,7 @@ class Principal:
     """Say on whose behalf the call runs and what its virtual key allows; built once per key, shared by exchanges."""
 
     virtual_key_id: str
-    """Id of the key: `vk_` and its name."""
+    """Id of the key: ``vk_`` and its name."""
     key_name: str
     """What the configuration calls the key."""
     display_prefix: str
@@ -170,7 +170,7 @@ class ProviderBinding:
     """Describe a configured upstream account."""
 
     id: str
-    """`gpc_` and the name."""
+    """``gpc_`` and the name."""
     name: str
     """What keys and messages call it."""
     type: str
@@ -180,7 +180,7 @@ class ProviderBinding:
     credential: Secret | None = None
     """The provider's key."""
     handle: str | None = None
-    """Lets clients ask for `handle/model`."""
+    """Lets clients ask for ``handle/model``."""
     models: tuple[str, ...] = ()
     """Models declared."""
     model_map: Mapping[str, str] = attrs.field(factory=dict)
@@ -287,7 +287,7 @@ class TraceContext:
     flags: bytes = b"01"
     """Two digits, as W3C trace-flags."""
     state: bytes | None = None
-    """The `tracestate` of the caller."""
+    """The ``tracestate`` of the caller."""
 
 
 @attrs.define(eq=False)
@@ -295,13 +295,13 @@ class Exchange:
     """Carry one client request and everything until it is settled; the only argument of every hook."""
 
     request_id: bytes
-    """`req_` and 30 hex digits; the client gets it as a header."""
+    """``req_`` and 30 hex digits; the client gets it as a header."""
     request: Request
     """What the client asks; a plugin rewrites it by assigning a changed copy."""
     trace: TraceContext
     """Trace context of the exchange."""
     namespace: str
-    """The configured namespace: `penstock` unless it was changed."""
+    """The configured namespace: ``penstock`` unless it was changed."""
     started_ns: int
     """Monotonic clock, nanoseconds."""
     started_at_ns: int
@@ -323,7 +323,7 @@ class Exchange:
     status: int | None = None
     """What the client was answered; None if nothing reached it."""
     is_stream: bool = False
-    """Whether the **answer** is an event stream; what the client asked for is `peek.stream`."""
+    """Whether the **answer** is an event stream; what the client asked for is ``peek.stream``."""
     stream_end: StreamEnd | None = None
     """How the body ended, whether it was a stream or not; None where the gateway or a plugin answered."""
     committed_ns: int | None = None
@@ -339,11 +339,11 @@ class Exchange:
     usage: Usage | None = None
     """Tokens used."""
     cache_mode: str = "respect"
-    """Says how answers may be cached: `respect` what the client asks, or `disable`."""
+    """Says how answers may be cached: ``respect`` what the client asks, or ``disable``."""
     window: BodyWindow | None = attrs.field(default=None, repr=False)
     """What the meter kept of the response body, once it has ended."""
     chunk_watchers: set[str] | None = None
-    """Names given to `watch_chunks`; None where no chunk hook sees the response."""
+    """Names given to ``watch_chunks``; None where no chunk hook sees the response."""
     _peek: RequestPeek | None = attrs.field(default=None, repr=False)
     _peeked: Request | None = attrs.field(default=None, repr=False)
 
@@ -362,7 +362,7 @@ class Exchange:
     def watch_chunks(self, plugin: str) -> None:
         """Ask that the named plugin's on_stream_chunk sees this exchange's response.
 
-        ``plugin`` is its name in the configuration; it must implement the hook, or the exchange ends in ``plugin_error``.
+        ``plugin`` is its name in the configuration; without the hook there the exchange ends in ``plugin_error``.
         To be called before the attempt whose answer is meant, in pre_request at best.
         """
         if self.chunk_watchers is None:

@@ -33,19 +33,19 @@ class RequestPeek(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     """The model asked for."""
     stream_value: bool | None = msgspec.field(default=None, name="stream")
-    """The member `stream`."""
+    """The member ``stream``."""
     stream_options_value: msgspec.Raw = msgspec.field(default=_ABSENT, name="stream_options")
-    """The member `stream_options`, raw."""
+    """The member ``stream_options``, raw."""
     user: str | None = None
-    """The member `user`."""
+    """The member ``user``."""
     safety_identifier: str | None = None
     """The member of that name."""
     previous_response_id: str | None = None
     """The member of that name."""
     metadata: msgspec.Raw = _ABSENT
-    """The member `metadata`, raw."""
+    """The member ``metadata``, raw."""
     max_tokens_legacy: int | None = msgspec.field(default=None, name="max_tokens")
-    """The member `max_tokens`."""
+    """The member ``max_tokens``."""
     max_completion_tokens: int | None = None
     """The member of that name."""
     max_output_tokens: int | None = None

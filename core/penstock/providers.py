@@ -25,7 +25,7 @@ class Origin:
     """Name where connections go: the key of the store of idle connections."""
 
     scheme: str
-    """`http` or `https`."""
+    """``http`` or ``https``."""
     host: str
     """Host name or address, IPv6 without brackets."""
     port: int
@@ -50,7 +50,7 @@ class UpstreamRequest:
     origin: Origin
     """Where to connect."""
     method: bytes
-    """Such as `b"POST"`."""
+    """Such as ``b"POST"``."""
     path: bytes
     """Origin-form request target, query included."""
     fields: bytes = attrs.field(repr=False)
@@ -146,7 +146,7 @@ class Provider(Protocol):
     type: str
     """The word bindings use."""
     dialects: frozenset[str]
-    """Names of dialects it answers, such as `openai.chat`."""
+    """Names of dialects it answers, such as ``openai.chat``."""
     model_prefixes: tuple[str, ...]
     """What the names of its models begin with."""
     default_base_url: str | None

@@ -86,7 +86,10 @@ class Services:
     namespace: str
     """The configured namespace."""
     providers: ProviderRegistry
-    """Provider types by name: ``providers.get(type)``, and ``providers.types`` maps them all; full once lifespans begin."""
+    """Provider types by name: ``providers.get(type)``, and ``providers.types`` maps them all.
+
+    Complete once the first lifespan is entered.
+    """
 
     def __init__(self, namespace: str = "penstock") -> None:
         self.namespace = namespace
