@@ -23,6 +23,7 @@ MALFORMED: list[Field] = [
     (b"x-a", b"\x00"),
     (b"x-a", b"\x1b[2J"),
     (b"x-a", b"\x7f"),
+    (b"x-a", b"1\r\n\r\n"),
     (b"x a", b"1"),
     (b"x-a:", b"1"),
     (b"x-a\r\nx-b", b"1"),
