@@ -30,14 +30,18 @@ class Reply:
     """Hold a whole answer; ``body`` has its framing undone, its content coding not."""
 
     status: int
+    """HTTP status."""
     headers: Headers
+    """Header fields: ``headers.get(b"x-name")`` or ``header("X-Name")``."""
     body: bytes = attrs.field(repr=False)
+    """What the client reads."""
     raw: bytes = attrs.field(repr=False)
     """Every byte that came, head and framing included."""
     is_complete: bool = True
     """False where the connection ended before the body did."""
 
     def json(self) -> Any:
+        """Return the body, parsed."""
         return json.loads(self.body)
 
     def header(self, name: str) -> str | None:
@@ -191,6 +195,7 @@ class RawClient(asyncio.Protocol):
         self._transport.pause_reading()
 
     def resume(self) -> None:
+        """Take what comes again."""
         self._transport.resume_reading()
 
     def half_close(self) -> None:
@@ -198,6 +203,7 @@ class RawClient(asyncio.Protocol):
         self._transport.write_eof()
 
     def close(self) -> None:
+        """Close the connection."""
         self._transport.close()
 
     def reset(self) -> None:
@@ -221,6 +227,7 @@ class ReplyStream:
 
     def __init__(self, client: RawClient, method: bytes) -> None:
         self.client = client
+        """The connection it comes on."""
         self._reader = ReplyReader(method)
         self._ready: deque[bytes] = deque()
 
@@ -233,11 +240,13 @@ class ReplyStream:
 
     @property
     def status(self) -> int:
+        """Return the status."""
         assert self._reader.status is not None
         return self._reader.status
 
     @property
     def headers(self) -> Headers:
+        """Return the header fields."""
         return self._reader.headers
 
     @property

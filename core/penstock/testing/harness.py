@@ -216,6 +216,7 @@ class Harness:
 
     @property
     def gateway(self) -> Gateway:
+        """Return the gateway, once the harness is entered."""
         assert self._gateway is not None, "enter the harness first"
         return self._gateway
 

@@ -47,10 +47,15 @@ class Sample:
     """One request worth trying."""
 
     method: str
+    """Such as ``POST``."""
     path: str
+    """Path and query."""
     body: bytes = b""
+    """The whole body."""
     content_type: bytes = b"application/json"
+    """Sent where there is a body."""
     is_stream: bool = False
+    """Whether an event stream is asked for."""
 
     def wire(self, key: str | None = None) -> bytes:
         """Return the request as it goes over the wire."""
@@ -63,6 +68,7 @@ class Sample:
 
     @property
     def events(self) -> tuple[bytes, ...]:
+        """Return the events of a fitting stream."""
         if self.path == "/v1/messages":
             return _ANTHROPIC_EVENTS
         return _RESPONSES_EVENTS if self.path == "/v1/responses" else _CHAT_EVENTS

@@ -180,7 +180,9 @@ class WireResponse:
     """Hold a response in all its forms."""
 
     status: int
+    """HTTP status."""
     fields: tuple[tuple[bytes, bytes], ...]
+    """Header fields, framing included."""
     content: bytes
     """Before content coding."""
     body: bytes

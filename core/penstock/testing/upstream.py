@@ -33,9 +33,12 @@ class Pause:
     """Send nothing more until the test calls ``release()``; ``reached`` is set when the script gets here."""
 
     reached: anyio.Event = attrs.field(factory=anyio.Event)
+    """Set when the script gets here."""
     released: anyio.Event = attrs.field(factory=anyio.Event)
+    """Set by ``release``."""
 
     def release(self) -> None:
+        """Let the script go on."""
         self.released.set()
 
 
@@ -44,7 +47,9 @@ class Stall:
     """Send nothing more until the gateway closes the connection (``gone`` is set then) or the test ends."""
 
     reached: anyio.Event = attrs.field(factory=anyio.Event)
+    """Set when the script gets here."""
     gone: anyio.Event = attrs.field(factory=anyio.Event)
+    """Set once the gateway has closed the connection."""
 
 
 @attrs.frozen
@@ -65,6 +70,7 @@ class Expect:
     """
 
     part: bytes = b""
+    """Bytes anywhere in head or body."""
 
 
 Step = bytes | Pause | Stall | Close | Reset | Expect
@@ -75,13 +81,19 @@ class RecordedRequest:
     """Hold a request as the provider got it; ``body`` has its framing undone."""
 
     method: bytes = b""
+    """Such as ``b"POST"``."""
     target: bytes = b""
+    """Path and query as sent, bytes."""
     headers: Headers = attrs.field(factory=Headers)
+    """Header fields: ``headers.get(b"x-name")``."""
     head: bytes = attrs.field(default=b"", repr=False)
     """Request line and header fields, the blank line included."""
     body: bytes = attrs.field(default=b"", repr=False)
+    """Framing undone, content coding not."""
     raw: bytes = attrs.field(default=b"", repr=False)
+    """Every byte of it."""
     is_complete: bool = False
+    """Whether all of it has come."""
     closed: anyio.Event = attrs.field(factory=anyio.Event, repr=False)
     """Set once the connection it came on is gone."""
 
@@ -242,11 +254,14 @@ class FakeUpstream:
         self._arrived = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
         self.host = f"upstream-{next(_NUMBERS)}.test"
+        """The name the gateway finds it by."""
         self.port: int | None = None
         """The loopback port, None in memory."""
         self.is_standalone = False
         self.requests: list[RecordedRequest] = []
+        """The requests whose heads have come, in order."""
         self.failures: list[str] = []
+        """What went wrong on this side."""
         self.connections: set[_Connection] = set()
         self.connection_count = 0
         """Connections ever opened."""
@@ -270,10 +285,12 @@ class FakeUpstream:
 
     @property
     def tasks(self) -> anyio.abc.TaskGroup:
+        """Return where scripts run."""
         assert self._tasks is not None, "the upstream is not running"
         return self._tasks
 
     def next_script(self) -> Exchange:
+        """Take the script of the next request."""
         number, self._next = self._next, self._next + 1
         if number < len(self._exchanges):
             return self._exchanges[number]
