@@ -82,7 +82,7 @@ def test_gateway_configuration_names_listener_upstream_and_keys(tmp_path: Path) 
     assert written["plugins"]["routing"]["bindings"][0]["base_url"] == "http://127.0.0.1:5678/v1"
 
 
-@pytest.mark.parametrize("secret", [SECRET, ALIAS_SECRET])
+@pytest.mark.parametrize("secret", [SECRET, ALIAS_SECRET], ids=["key", "alias"])
 def test_keys_have_the_documented_form(secret: str) -> None:
     assert re.fullmatch(r"ps_vk_test_[0-9A-HJKMNP-TV-Z]{26}[0-9A-Za-z]{38}", secret)
 

@@ -409,7 +409,7 @@ async def test_unknown_coding_is_415(coding: bytes) -> None:
         assert (reply.status, reply.header("X-Penstock-Error")) == (415, "unsupported_encoding")
 
 
-@pytest.mark.parametrize("body", [b"not gzip", gzip.compress(BODY)[:-9], b""])
+@pytest.mark.parametrize("body", [b"not gzip", gzip.compress(BODY)[:-9], b""], ids=["text", "cut", "empty"])
 async def test_corrupt_coding_is_400(body: bytes) -> None:
     async with gateway() as harness:
         assert (await refused(harness, b"gzip", body)).status == 400

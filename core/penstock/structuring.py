@@ -139,6 +139,8 @@ def read_secret(value: Any, environment: Mapping[str, str] | None = None, folder
     if isinstance(value, dict) and len(value) == 1:
         ((source, name),) = value.items()
         if source == "env" and isinstance(name, str):
+            if not name.isidentifier():  # a secret put where its variable's name belongs must not be repeated
+                raise ValueError("env must name an environment variable: letters, digits and _")
             found = (os.environ if environment is None else environment).get(name)
             if not found:
                 raise ValueError(f"the environment variable {name} is not set")

@@ -32,7 +32,7 @@ pepper = "a pepper for the tests of official SDKs"
 keys = [
     {{ name = "dev", secret = "{dev}", bindings = ["mock"] }},
     {{ name = "limited", secret = "{limited}", bindings = ["mock"], models_allowed = ["mock/allowed-*"] }},
-    {{ name = "declared", secret = "{declared}", bindings = ["declared"] }},
+    {{ name = "declared", secret = "{declared}", bindings = ["declared", "declared-too"] }},
     {{ name = "impatient", secret = "{impatient}", bindings = ["impatient"] }},
     {{ name = "dead", secret = "{dead}", bindings = ["dead-openai", "dead-anthropic"] }},
     {{ name = "revoked", secret = "{revoked}", status = "revoked" }},
@@ -44,6 +44,7 @@ keys = [
 bindings = [
     {{ name = "mock", type = "mock" }},
     {{ name = "declared", type = "mock", models = ["declared-model"] }},
+    {{ name = "declared-too", type = "mock", models = ["declared-model"] }},
     {{ name = "impatient", type = "mock", timeouts = {{ first_byte = 0.02 }}, settings = {{ delay = 1.0 }} }},
     {{ name = "dead-openai", type = "openai_compatible", base_url = "http://127.0.0.1:1/v1" }},
     {{ name = "dead-anthropic", type = "anthropic", base_url = "http://127.0.0.1:1" }},
