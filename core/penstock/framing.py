@@ -65,6 +65,7 @@ class Framing(Protocol):
     """Follow one body through the reads that carry it."""
 
     complete: bool
+    """Whether the body has ended."""
 
     def feed(self, data: bytes) -> int:
         """Return how many leading bytes of `data` belong to this body; raises FramingError."""
@@ -164,6 +165,12 @@ class ChunkedFraming:
         """
         end = len(data)
         self.mark = None
+        if not self._remaining and self._phase == "size" and not self._line and payload is None and end <= MARK_BYTES:
+            # The usual read of a paced stream is exactly one whole chunk, and leaves everything as it was.
+            match = _size_line(data)
+            size = 0 if match is None else int(match[1], 16)
+            if size and match.end() + size + 2 == end and data.endswith(b"\r\n"):  # type: ignore[union-attr]
+                return end
         cut = end - MARK_BYTES
         if cut <= 0 or payload is not None:
             return self._follow(data, 0, end, payload)
@@ -180,6 +187,14 @@ class ChunkedFraming:
             else:
                 position = self._pass_line(data, position, end)
         return position
+
+    @property
+    def _is_between_chunks(self) -> bool:
+        return not self._remaining and not self._line and self._phase == "size"
+
+    def snapshot(self) -> ChunkedFraming:
+        """Return a follower that stands at the same place and is only to be copied: between chunks it is shared."""
+        return _BETWEEN_CHUNKS if self._is_between_chunks else self.copy()
 
     def finish_on_eof(self) -> bool:
         """Tell whether the closing chunk and its trailer section have come."""
@@ -312,6 +327,9 @@ class ChunkedFraming:
         if not self._allow_extensions and b";" in line:
             raise FramingError("chunk extensions are refused")
         raise FramingError("a chunk size is not a line of 1 to 15 hexadecimal digits closed by CRLF")
+
+
+_BETWEEN_CHUNKS = ChunkedFraming(allow_extensions=True)
 
 
 class ChunkedDecoder:

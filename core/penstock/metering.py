@@ -79,7 +79,7 @@ class Meter:
             self._has_gap = True
             self._add_to_tail(cut[1], data[cut[0] :])
         if self._framing is not None and self._head_bytes >= HEAD_BYTES:
-            self._before = self._framing.copy()
+            self._before = self._framing.snapshot()
 
     def _cut(self, data: bytes) -> tuple[int, ChunkedFraming | None] | None:
         """Return where the tail may begin inside a read, with the framing's state there."""
