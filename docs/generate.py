@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from reference.contract import api_page, hooks_page
+from reference.contract import hooks_page
+from reference.names import api_page, testing_page, tools_page
 from reference.settings import configuration_page
 from reference.wire import cli_page, endpoints_page, errors_page
 
@@ -27,6 +28,8 @@ PAGES: dict[str, Page] = {
     "errors.md": errors_page,
     "plugins/api.md": api_page,
     "plugins/hooks.md": hooks_page,
+    "plugins/testing-api.md": testing_page,
+    "plugins/tools.md": tools_page,
 }
 
 

@@ -282,6 +282,7 @@ def test_values_are_frozen_copies() -> None:
     ("kind", "words"),
     [
         (Secret, "secret"),
+        (Path, "path"),
         (tuple[str, ...], "list of string"),
         (int | None, "whole number"),
         (Mapping[str, Any], "table of anything"),
@@ -329,3 +330,11 @@ def test_secrets_never_print() -> None:
     for value in (config, bindings, config.pepper, [config], {"a": bindings}):
         assert SECRET not in f"{value!r} {value!s} {value}"
     assert f"{config.pepper}" == "Secret('…')"
+
+
+def test_paths_are_relative_to_the_configuration_file(tmp_path: Path) -> None:
+    config = attrs.make_class("Config", {"there": attrs.field(type=Path | None, default=None)}, frozen=True)
+    for given_path, meant in (("a/b", tmp_path / "a" / "b"), ("/etc/x", Path("/etc/x"))):
+        assert structure({"there": given_path}, config, where="f.toml:", folder=tmp_path).there == meant
+    (fault,) = faults_in({"there": 3}, config)
+    assert fault.endswith("there: must be a path, not a whole number")

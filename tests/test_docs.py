@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
+import inspect
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +27,7 @@ from penstock.endpoints import ALL
 from penstock.errors import STATUS_OF_CODE
 from penstock.hooks import ONCE, PER_EXCHANGE
 from penstock.structuring import structure
-from penstock.testing import check_plugin
+from penstock.testing import FakeUpstream, Harness, check_plugin, http_reply, stream_reply
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -141,13 +144,35 @@ def test_every_command_is_documented() -> None:
 
 
 def test_every_public_name_is_documented() -> None:
-    page = text_of("plugins/api.md")
-    assert [name for name in penstock.__all__ if f"| `{name}` | " not in page] == []
-    assert [name for name in penstock.testing.__all__ if f"| `{name}` | " not in page] == []
-    without = [
-        line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 3 and line.endswith("|  |")
-    ]
-    assert without == []
+    api, tools = text_of("plugins/api.md"), text_of("plugins/testing-api.md")
+    assert [name for name in penstock.__all__ if f"| `{name}` | " not in api] == []
+    assert [name for name in penstock.testing.__all__ if f"| `{name}` | " not in tools] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "page"), [(penstock, "plugins/api.md"), (penstock.testing, "plugins/testing-api.md")]
+)
+def test_every_public_class_and_function_is_shown_in_detail(module: Any, page: str) -> None:
+    text = text_of(page)
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if isinstance(thing, type):
+            assert f"\n### `{name}`\n" in text
+        elif inspect.isfunction(thing):
+            assert f"\n{name}(" in text
+
+
+@pytest.mark.parametrize("page", ["plugins/api.md", "plugins/tools.md", "plugins/testing-api.md"])
+def test_every_row_and_signature_of_the_reference_says_what_it_is_about(page: str) -> None:
+    lines = text_of(page).splitlines()
+    assert [line for line in lines if line.startswith("| `") and "|  |" in line] == []
+    assert [line for line, below in pairwise(lines) if re.search(r"^\w+: |\) -> ", line) and below == "```"] == []
+
+
+def test_validity_of_every_field_of_an_exchange_is_documented(reference: ModuleType) -> None:
+    contract = importlib.import_module("reference.contract")
+    shown = " ".join(fields for _, _, fields, _ in contract.VALIDITY).split()
+    assert sorted(shown) == sorted(field.name for field in attrs.fields(penstock.Exchange) if field.name[0] != "_")
 
 
 def test_every_source_file_of_core_is_on_the_tour() -> None:
@@ -256,18 +281,72 @@ def test_python_marked_as_runnable_runs() -> None:
         exec(compile(block, str(page), "exec"), {"__name__": "example"})
 
 
-WRITTEN = [parameter for parameter in blocks("python") if str(parameter.values[1]).endswith(".py")]
+GUIDE = [parameter for parameter in blocks("python") if str(parameter.values[1]).endswith(".py")]
+WRITTEN = [parameter for parameter in GUIDE if not str(parameter.values[1]).startswith("test_")]
 
 
 @pytest.mark.parametrize(("page", "about", "block"), WRITTEN)
 def test_plugin_of_the_guide_keeps_the_contract(page: Path, about: str, block: str, tmp_path: Path) -> None:
     (tmp_path / about).write_text(block)
     _, kind, _ = plugins.find(f"./{about}", tmp_path)
-    check_plugin(kind)
+    check_plugin(kind, translates={"openai.chat"} if about == "plainly.py" else ())
+
+
+@pytest.mark.parametrize("name", ["writing.md", "providers.md"])
+def test_tests_of_the_guide_pass(name: str, tmp_path: Path) -> None:
+    page = DOCS / "plugins" / name
+    for parameter in GUIDE:
+        if parameter.values[0] == page:
+            (tmp_path / str(parameter.values[1])).write_text(str(parameter.values[2]))
+    assert list(tmp_path.glob("test_*.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 def test_the_guide_shows_each_kind_of_plugin() -> None:
-    assert [parameter.values[1] for parameter in WRITTEN] == ["guard.py", "stamp.py", "redact.py", "acme.py"]
+    assert [parameter.values[1] for parameter in WRITTEN] == [
+        "regional.py", "plainly.py", "guard.py", "stamp.py", "redact.py", "rename.py", "calm.py", "acme.py"
+    ]  # fmt: skip
+
+
+def guide(name: str, folder: Path) -> type[Any]:
+    """Return a plugin class the guide shows."""
+    (folder / name).write_text(next(str(found.values[2]) for found in WRITTEN if found.values[1] == name))
+    return plugins.find(f"./{name}", folder)[1]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_gzipped", [False, True])
+async def test_rename_of_the_guide_edits_text_only(tmp_path: Path, is_gzipped: bool) -> None:
+    def said(text: str) -> bytes:
+        return b'data: {"a":1.0,"choices":[{"delta":{"content":"%b"}}]}\n\n' % text.encode()
+
+    whole = b'{ "id":"Bluebird", "choices":[{"message":{"content":"a \\u0042luebird\\n"}}] }'
+    events = (said("hi"), b"data: Bluebird\n\n", said("the Bluebird"), b"data: [DONE]\n\n")
+    fields = ((b"Content-Encoding", b"gzip"),) if is_gzipped else ()
+    upstream = FakeUpstream(
+        [stream_reply(*events), [http_reply(gzip.compress(whole) if fields else whole, 200, fields)]]
+    )
+    async with Harness([guide("rename.py", tmp_path)], upstream=upstream) as gateway:
+        asked = {"model": "m", "messages": [], "stream": True, "stream_options": {"include_usage": True}}
+        reply = await gateway.request("POST", "/v1/chat/completions", body=asked)
+        assert reply.body == b"".join((*events[:2], said("the Kingfisher"), events[3]))
+        reply = await gateway.request("POST", "/v1/chat/completions", body={"model": "m", "messages": []})
+        assert reply.body == whole.replace(b"\\u0042luebird", b"Kingfisher")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+async def test_calm_of_the_guide_edits_coded_requests_too(tmp_path: Path, coding: str) -> None:
+    body = b'{"model":"m", "temperature": 1.5,"messages":[]}'
+    upstream = FakeUpstream([[http_reply()]])
+    async with Harness([guide("calm.py", tmp_path)], upstream=upstream) as gateway:
+        headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+        sent = gzip.compress(body) if coding == "gzip" else body
+        assert (await gateway.request("POST", "/v1/chat/completions", headers, sent)).status == 200
+    assert upstream.requests[0].body == body.replace(b"1.5", b"0")
+    assert b"content-encoding" not in upstream.requests[0].headers
 
 
 def test_readme_has_the_two_commands() -> None:

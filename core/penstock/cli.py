@@ -108,7 +108,11 @@ def serve(path: Path, listen: str | None, workers: int | None) -> None:
 @_config_option
 @click.option("--explain", is_flag=True, help="Show each setting with where it came from.")
 def check(path: Path, *, explain: bool) -> None:
-    """Validate configuration and plugins without serving; one line per fault."""
+    """Validate configuration and plugins without serving; one line per fault.
+
+    Plugins are built and started (their lifespans are entered and left at once), so what they reach for on start-up is
+    reached for here too.
+    """
     from penstock.config import read_file  # noqa: PLC0415
     from penstock.serving import check_configuration  # noqa: PLC0415
 

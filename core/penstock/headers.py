@@ -53,7 +53,9 @@ class Headers:
     __slots__ = ("index", "raw")
     __hash__ = None  # type: ignore[assignment]
     raw: list[tuple[bytes, bytes]]
+    """Names and values as they were sent, in order."""
     index: dict[bytes, bytes]
+    """Each lower-case name with its first value."""
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
         # A list is kept, not copied: the reader hands over the one its regex has just made.

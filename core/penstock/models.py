@@ -325,7 +325,10 @@ class Exchange:
     is_stream: bool = False
     """Whether the **answer** is an event stream; what the client asked for is ``peek.stream``."""
     stream_end: StreamEnd | None = None
-    """How the body ended, whether it was a stream or not; None where the gateway or a plugin answered."""
+    """How the provider's body ended, whether it was a stream or not: complete, client_gone, upstream_failed or blocked.
+
+    None where the gateway or a plugin answered.
+    """
     committed_ns: int | None = None
     """When the provider's answer began to go to the client; monotonic clock, nanoseconds."""
     upstream_ns: int = 0

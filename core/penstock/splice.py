@@ -63,14 +63,18 @@ class Span(NamedTuple):
     """Mark ``body[start:end]``, the bytes of one JSON value."""
 
     start: int
+    """Offset of its first byte."""
     end: int
+    """Offset behind its last byte."""
 
 
 class Child(NamedTuple):
     """Mark a member (``key`` spans its quoted name) or an element (``key`` is empty) and its value."""
 
     key: Span
+    """Of the quoted name."""
     value: Span
+    """Of the value."""
 
 
 def quote(text: str) -> bytes:

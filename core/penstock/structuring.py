@@ -30,7 +30,7 @@ from penstock.models import Secret
 def structure(table: Mapping[str, Any], kind: type[Any], *, where: str, folder: Path = Path()) -> Any:
     """Turn a table into ``kind``, an attrs class. Raises ConfigurationError; ``where`` begins each line.
 
-    ``folder`` is what the files of secrets are relative to.
+    ``folder`` is what paths and the files of secrets are relative to.
     """
     try:
         return _converter(folder).structure(table, kind)
@@ -45,6 +45,7 @@ def _converter(folder: Path) -> cattrs.Converter:
         converter.register_structure_hook(kind, _strict(kind, word))
     converter.register_structure_hook(float, _number)
     converter.register_structure_hook(Secret, lambda value, _: read_secret(value, folder=folder))
+    converter.register_structure_hook(Path, lambda value, _: folder / _strict(str, "a path")(value, str))
     converter.register_structure_hook_factory(
         attrs.has, lambda kind: _table(converter.gen_structure_attrs_fromdict(kind))
     )
@@ -216,6 +217,6 @@ def describe(kind: Any) -> str:
         return f"table of {describe(arguments[1])}"
     if kind is Secret:
         return "secret"
-    names = {str: "string", int: "whole number", float: "number", bool: "true or false", Any: "anything"}
+    names = {str: "string", int: "whole number", float: "number", bool: "true or false", Path: "path", Any: "anything"}
     found = names.get(kind)
     return found if found is not None else ("table" if attrs.has(kind) else getattr(kind, "__name__", str(kind)))

@@ -1,24 +1,15 @@
-"""The pages for authors of plugins: hooks and public names."""
+"""The page of every hook, of what is set when, and of declared needs."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
-import types
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Callable
+from typing import Any
 
-import attrs
-
-import penstock
-from penstock import hookspecs, testing
+from penstock import hookspecs
 from penstock.hooks import ONCE, PER_EXCHANGE
 from penstock.plugins import NEEDS
-from reference.source import cell, field_docs, first_line, row
-
-PUBLIC_MODULES = ("codings", "dialects.anthropic", "dialects.openai", "framing", "peek", "splice", "sse")
-"""Sans-IO tools whose public names plugins may use too."""
+from reference.source import row
 
 _HOOKS_HEAD = """
 # Hooks
@@ -47,18 +38,12 @@ def hooks_page() -> str:
             specification = getattr(hookspecs, name)
             text += f"\n### `{name}`\n\n```text\n{signature_of(name, specification)}\n```\n\n"
             text += cell_paragraphs(inspect.getdoc(specification) or "")
-    needs = ", ".join(f"`{need}`" for need in NEEDS)
-    return text + (
-        "\n## Declared needs\n\n"
-        f"Class attributes, each `False` unless set: {needs}. With `sees_chunks = True` the chunk hook runs on every\n"
-        "exchange; without it only where `exchange.watch_chunks(name)` was called. `penstock plugins show` prints\n"
-        "them and says whether the untouched path still holds.\n"
-    )
+    return text + _ORDER + _validity() + _needs()
 
 
 def cell_paragraphs(text: str) -> str:
     """Return a docstring as Markdown, a line per `Word: …` as a list entry."""
-    lines = []
+    lines: list[str] = []
     for line in text.replace("``", "`").splitlines():
         word, colon, _ = line.partition(":")
         is_entry = bool(colon) and word in ("When", "Returns", "Raises")
@@ -72,84 +57,113 @@ def signature_of(name: str, specification: Callable[..., Any]) -> str:
     return f"def {name}({', '.join(('self', *taken))}) -> {signature.return_annotation}"
 
 
-_API_HEAD = """
-# Public names
+_ORDER = """
+## The order of plugins
 
-What `from penstock import …` offers, and what `penstock.testing` offers to tests. Everything else is internal and may
-change in any release; changes to this list are in [the API changelog](api-changelog.md).
+`plugins = ["virtual_keys", policies…, "routing", providers…]`. The order decides in `pre_request`, `select_provider`,
+`on_stream_chunk` and `lifespan`, and reversed in `post_response`:
+
+- **Policies stand before routing.** A Response or a RequestError out of `pre_request` ends the chain, and routing
+  answers `GET /v1/models` in its own `pre_request`: a plugin behind it does not see these requests there.
+- What rewrites requests stands before what judges them, so that a guard judges what is sent.
+- Who authenticates may stand anywhere: `authenticate` of all comes before `pre_request` of all.
+- `post_response` of every plugin runs for every exchange, refused ones included, so it may find nothing of what another
+  hook of the same plugin would have left in `exchange.state`.
+- Plugins that only bring providers may stand anywhere.
 """
-_KINDS = ("Exceptions", "Protocols", "Classes", "Functions", "Others")
+VALIDITY = (
+    (
+        "authenticate",
+        "from the start",
+        "request_id request trace namespace started_ns started_at_ns client state reply_fields cache_mode",
+        "",
+    ),
+    ("pre_request", "after authenticate", "principal", "None where nobody authenticates."),
+    (
+        "pre_request",
+        "once a hook asked",
+        "chunk_watchers",
+        "`watch_chunks` sets it; empty, not None, where a plugin sees all chunks.",
+    ),
+    (
+        "select_provider",
+        "per attempt",
+        "attempts candidate",
+        "Empty and None at the first attempt. Then `attempts` holds those that failed, `candidate` the last one tried.",
+    ),
+    (
+        "on_stream_chunk",
+        "once the answer is the client's",
+        "status is_stream",
+        "`is_stream` is False before, also where the client asks for a stream: that is `exchange.peek.stream`.",
+    ),
+    (
+        "post_response",
+        "at the end",
+        "error stream_end committed_ns upstream_ns ended_ns bytes_out chunks_out usage window",
+        "`stream_end` is `complete` for whole answers too. `usage` and `window` are None where no provider answered.",
+    ),
+)
+"""The first hook that finds fields of an exchange set, when they are, which, and what to know about them."""
+_VALIDITY_HEAD = """
+## What is set when
+
+`exchange.peek` (what the request body says: `model`, `stream`, `user` and so on) and `exchange.request.endpoint`
+(`dialect`, `operation`, `family`) can be asked in every hook. `peek` raises RequestError for a body that is no JSON
+object, so a plugin that needs nothing of the body does not ask.
+
+"""
+_VALIDITY_FOOT = """
+"Does the client want a stream?" is `exchange.peek.stream`; "is this a chat completion?" is
+`exchange.request.endpoint.dialect == "openai.chat"`. `reply_fields` count until the first byte goes to the client, so
+add to it in `authenticate`, `pre_request` or `select_provider`. A plugin's own values belong into `exchange.state`:
+
+```python
+from penstock import Exchange, StateKey, hookimpl
+
+ASKED_AT: StateKey[float] = StateKey("clocked.asked_at")  # once per module: keys compare by identity
 
 
-def api_page() -> str:
-    groups: dict[str, list[str]] = {kind: [] for kind in _KINDS}
-    for name in penstock.__all__:
-        thing = getattr(penstock, name)
-        groups[_kind_of(thing)].append(row(f"`{name}`", cell(_about(name, thing))))
-    text = _API_HEAD
-    for kind, rows in groups.items():
-        if rows:
-            text += f"\n## {kind}\n\n" + row("name", "purpose") + row("---", "---") + "".join(rows)
-    text += (
-        "\n## Tools\n\nSans-IO modules whose public names plugins may use: `from penstock.splice import replace`.\n\n"
-    )
-    text += row("module", "purpose") + row("---", "---")
-    for name in PUBLIC_MODULES:
-        module = importlib.import_module(f"penstock.{name}")
-        text += row(f"`penstock.{name}`", cell(first_line(module)))
-    text += "\n## What hooks get\n" + "".join(_members(name) for name in _DETAILED)
-    return text + "\n## `penstock.testing`\n\n" + "".join(_testing_rows())
+class Clocked:
+    @hookimpl
+    def pre_request(self, exchange: Exchange) -> None:
+        exchange.state[ASKED_AT] = exchange.started_ns / 1e9
+
+    @hookimpl
+    def post_response(self, exchange: Exchange) -> None:
+        asked_at = exchange.state.get(ASKED_AT)  # None where the exchange was refused before
+```
+"""
 
 
-_DETAILED = ("Exchange", "Request", "Response", "Principal", "ProviderBinding", "Candidate", "Usage", "Attempt")
+def _validity() -> str:
+    text = _VALIDITY_HEAD + row("set for", "when", "fields of `exchange`", "") + row("---", "---", "---", "---")
+    for hook, when, fields, note in VALIDITY:
+        text += row(f"`{hook}`", when, ", ".join(f"`{field}`" for field in fields.split()), note)
+    return text + _VALIDITY_FOOT
 
 
-def _members(name: str) -> str:
-    kind = getattr(penstock, name)
-    attrs.resolve_types(kind, globalns=_names(kind))
-    docs = field_docs(kind)
-    text = f"\n### `{name}`\n\n{cell(first_line(kind))}\n\n" + row("field", "type", "meaning")
-    text += row("---", "---", "---")
-    for field in attrs.fields(kind):
-        if not field.name.startswith("_"):
-            text += row(f"`{field.name}`", f"`{_spelled(field.type)}`", cell(docs.get(field.name, "")))
-    return text
+_NEED_ROWS = {
+    "reads_body": ("the plugin looks into request bodies", "shown"),
+    "edits_body": (
+        "it may assign `exchange.request` a copy with another body",
+        "shown; the checkers let requests change",
+    ),
+    "sees_chunks": (
+        "its `on_stream_chunk` runs on every exchange",
+        "**enforced**: without it the hook runs only where `exchange.watch_chunks(name)` was called",
+    ),
+    "edits_chunks": ("its `on_stream_chunk` may return other bytes", "shown; the checkers let responses change"),
+}
+_NEEDS_FOOT = """
+A misspelt attribute is refused when the plugin is loaded. `penstock plugins show` prints the needs and says whether
+bytes still pass untouched. While serving, only `sees_chunks` has an effect: nobody stops a plugin that declares no
+edits from making some. [`check_plugin`](testing.md#checks-that-come-with-it) finds those that its requests and drawn
+bodies bring about, so an edit that only some rare word triggers needs a test of its own.
+"""
 
 
-def _names(kind: type[Any]) -> dict[str, Any]:
-    """Return the names annotations of a class may use, those imported for type checkers only included."""
-    return {**vars(penstock), **vars(sys.modules[kind.__module__])}
-
-
-def _spelled(kind: Any) -> str:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return " \\| ".join(_spelled(argument) for argument in arguments)
-    if origin is Literal:
-        return " \\| ".join(f'"{argument}"' for argument in arguments)
-    if origin is not None:
-        inner = ", ".join("…" if argument is Ellipsis else _spelled(argument) for argument in arguments)
-        return f"{origin.__name__}[{inner}]"
-    return "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
-
-
-def _kind_of(thing: object) -> str:
-    if isinstance(thing, type) and issubclass(thing, BaseException):
-        return "Exceptions"
-    if isinstance(thing, type):
-        return "Protocols" if getattr(thing, "_is_protocol", False) else "Classes"
-    return "Functions" if inspect.isfunction(thing) else "Others"
-
-
-def _about(name: str, thing: object) -> str:
-    if name == "hookimpl":
-        return "Mark a method as the implementation of a hook."
-    return first_line(thing)
-
-
-def _testing_rows() -> Iterator[str]:
-    yield row("name", "purpose")
-    yield row("---", "---")
-    for name in testing.__all__:
-        thing = getattr(testing, name)
-        yield row(f"`{name}`", cell(first_line(thing) if callable(thing) else "A constant."))
+def _needs() -> str:
+    text = "\n## Declared needs\n\nClass attributes without an annotation, each `False` unless set:\n\n"
+    text += row("attribute", "says", "what follows") + row("---", "---", "---")
+    return text + "".join(row(f"`{need}`", *_NEED_ROWS[need]) for need in NEEDS) + _NEEDS_FOOT

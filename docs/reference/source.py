@@ -22,13 +22,14 @@ def field_docs(kind: type[Any]) -> dict[str, str]:
         if isinstance(node, ast.ClassDef) and node.name == kind.__name__:
             for statement, following in zip(node.body, node.body[1:], strict=False):
                 if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                    text = _string(following)
+                    text = string_of(following)
                     if text is not None:
                         found[statement.target.id] = text
     return found
 
 
-def _string(node: ast.stmt) -> str | None:
+def string_of(node: ast.stmt) -> str | None:
+    """Return the text of a statement that is nothing but a string."""
     value = node.value if isinstance(node, ast.Expr) else None
     return inspect.cleandoc(value.value) if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
 

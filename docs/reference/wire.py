@@ -44,6 +44,8 @@ A refusal that a retry cannot cure carries `x-should-retry: false`, which the of
 "SDK class" is the exception of the OpenAI and Anthropic Python SDKs; one name where both use the same.
 """
 _ERRORS_MIDDLE = """
+Plugins may refuse with [codes of their own](plugins/writing.md#refusing), and a status of their choice.
+
 ## Envelopes
 
 The same refusal on routes of each dialect (`meta` holds what the rule knows, such as the models that can be called):
@@ -52,8 +54,14 @@ _ERRORS_FOOT = """
 ## After the first byte
 
 Once a stream has begun, an error can no longer be a status. What the client gets then is in
-[Streaming](streaming.md#when-it-breaks): one event `error` with the code `upstream_mid_stream_failure` or
-`stream_chunk_blocked`, and a connection that closes without a clean end.
+[Streaming](streaming.md#when-it-breaks): one event `error`, and a connection that closes without a clean end. Codes:
+
+| code | what happened |
+| --- | --- |
+| `upstream_mid_stream_failure` | the provider broke off |
+| `stream_chunk_blocked` | a plugin's chunk hook refused with `guardrail_blocked` |
+| a plugin's code | a chunk hook refused with another RequestError |
+| `plugin_error` | a chunk hook failed |
 """
 
 

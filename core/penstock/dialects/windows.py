@@ -34,6 +34,7 @@ class Carrier(msgspec.Struct):
     """Read the one member that matters; what is inside it may be junk."""
 
     usage: Any = None
+    """The member ``usage``, whatever it is."""
 
 
 _decode_carrier = msgspec.json.Decoder(Carrier).decode

@@ -117,9 +117,9 @@ class RawClient(asyncio.Protocol):
         self._error: Exception | None = None
         self._has_ended = False
         self._unused = b""
-        self.closed = anyio.Event()
+        self.closed: anyio.Event = anyio.Event()
         """Set once the connection is gone, from whichever side."""
-        self.received = bytearray()
+        self.received: bytearray = bytearray()
         """Everything that has come so far."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -226,7 +226,7 @@ class ReplyStream:
     """An answer whose body is read as it arrives: ``async for piece in stream``."""
 
     def __init__(self, client: RawClient, method: bytes) -> None:
-        self.client = client
+        self.client: RawClient = client
         """The connection it comes on."""
         self._reader = ReplyReader(method)
         self._ready: deque[bytes] = deque()

@@ -130,7 +130,7 @@ class Harness:
         socket: bool = False,
         bare: bool = False,
     ) -> None:
-        self.key = new_key()
+        self.key: str = new_key()
         """A virtual key that may use every binding; sent with each request that brings no credential."""
         self.is_socket = socket
         self.upstreams = _listed(upstream)

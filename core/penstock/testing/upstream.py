@@ -74,6 +74,7 @@ class Expect:
 
 
 Step = bytes | Pause | Stall | Close | Reset | Expect
+"""What a script is made of."""
 
 
 @attrs.define(eq=False)
@@ -253,7 +254,7 @@ class FakeUpstream:
         self._stack = AsyncExitStack()
         self._arrived = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
-        self.host = f"upstream-{next(_NUMBERS)}.test"
+        self.host: str = f"upstream-{next(_NUMBERS)}.test"
         """The name the gateway finds it by."""
         self.port: int | None = None
         """The loopback port, None in memory."""
@@ -263,7 +264,7 @@ class FakeUpstream:
         self.failures: list[str] = []
         """What went wrong on this side."""
         self.connections: set[_Connection] = set()
-        self.connection_count = 0
+        self.connection_count: int = 0
         """Connections ever opened."""
 
     @property
@@ -365,6 +366,7 @@ def http_reply(
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 """The head of an event stream in chunks."""
 LAST_CHUNK = b"0\r\n\r\n"
+"""The end of a chunked body."""
 
 
 def chunk(data: bytes) -> bytes:
