@@ -333,8 +333,11 @@ def test_secrets_never_print() -> None:
 
 
 def test_paths_are_relative_to_the_configuration_file(tmp_path: Path) -> None:
-    config = attrs.make_class("Config", {"there": attrs.field(type=Path | None, default=None)}, frozen=True)
+    @attrs.frozen
+    class Placed:
+        there: Path | None = None
+
     for given_path, meant in (("a/b", tmp_path / "a" / "b"), ("/etc/x", Path("/etc/x"))):
-        assert structure({"there": given_path}, config, where="f.toml:", folder=tmp_path).there == meant
-    (fault,) = faults_in({"there": 3}, config)
+        assert structure({"there": given_path}, Placed, where="f.toml:", folder=tmp_path).there == meant
+    (fault,) = faults_in({"there": 3}, Placed)
     assert fault.endswith("there: must be a path, not a whole number")
