@@ -19,7 +19,8 @@ class _Writing(_Recorder):
     def __init__(self, log: Log, sinks: Sequence[Sink]) -> None:
         super().__init__()
         self.log = log
-        self._sinks = (self, LogSink(log), *sinks)
+        self._lanes = ()
+        self.feed(self, LogSink(log), *sinks)
 
     def report_fault(self, exchange: Exchange | None, error: BaseException) -> None:
         super().report_fault(exchange, error)

@@ -144,7 +144,7 @@ def test_without_sinks_nothing_is_queued_and_no_thread_runs() -> None:
     telemetry.start()
     telemetry.record(settled())
     assert threading.active_count() == before
-    assert (telemetry.recorded, telemetry.dropped, len(telemetry._queue)) == (1, 0, 0)
+    assert (telemetry.recorded, telemetry.dropped, telemetry.queued) == (1, 0, 0)
     telemetry.stop()
 
 
@@ -207,7 +207,8 @@ def test_thread_survives_a_failing_sink_and_a_broken_log() -> None:
         telemetry.record(settled())
         assert sink.arrived.wait(10)
     telemetry.stop()
-    assert (len(sink.records), telemetry.dropped, telemetry.log.lost) == (3, 3, 3)
+    assert (len(sink.records), telemetry.dropped) == (3, 3)
+    assert 1 <= telemetry.log.lost <= 3  # one message a failed write, whatever number of records it held
 
 
 class Faulty:

@@ -16,15 +16,23 @@ from penstock.telemetry import Record
 class LogSink:
     """Write one line per exchange; a stream that cannot take it loses the line."""
 
+    slice_records = 4096
+
     def __init__(self, log: Log) -> None:
         self._log = log
 
-    def write(self, records: Sequence[Record]) -> None:
+    def prepare(self, record: Record) -> Record | bytes:
+        """Return a line of JSON; for a terminal the record, whose colours are the thread's work."""
+        return record if self._log.is_console else json_line(record)
+
+    def write(self, records: Sequence[Any]) -> None:
+        """Write what ``prepare`` returned, or records."""
         stream = self._log.stream
         if self._log.is_console:
             stream.write("".join([self._log.render(fields_of(record)) + "\n" for record in records]))
         else:
-            stream.write(b"\n".join([*map(json_line, records), b""]).decode())
+            lines = [record if isinstance(record, bytes) else json_line(record) for record in records]
+            stream.write(b"\n".join([*lines, b""]).decode())
         stream.flush()
 
     def close(self) -> None:

@@ -58,31 +58,66 @@ class Record(NamedTuple):
 class Sink(Protocol):
     """Take records off the request path, on the telemetry thread."""
 
-    def write(self, records: Sequence[Record]) -> None: ...
+    def write(self, records: Sequence[Any]) -> None: ...
     def close(self) -> None: ...
+
+
+class PreparingSink(Sink, Protocol):
+    """A sink that turns a record into what it will write at once, on the event loop, where that is the cheaper way.
+
+    Two threads that want the interpreter at the same time cost each other far more than a line of JSON costs either;
+    ``write`` then gets what ``prepare`` returned, many at a time, and does nothing but the write.
+    """
+
+    slice_records: int
+
+    def prepare(self, record: Record) -> Any: ...
+
+
+class _Lane:
+    """One sink with its bounded queue."""
+
+    __slots__ = ("prepare", "queue", "sink", "slice_records")
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+        self.queue: deque[Any] = deque()
+        self.prepare = getattr(sink, "prepare", None)
+        self.slice_records: int = getattr(sink, "slice_records", _SLICE)
 
 
 class Telemetry:
     """Queue records and drain them on a thread of its own."""
 
     def __init__(self, sinks: Sequence[Sink] = (), log: Log | None = None) -> None:
-        self._sinks = tuple(sinks)
-        self._queue: deque[Record] = deque()
+        self._lanes: tuple[_Lane, ...] = ()
+        self.feed(*sinks)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.log = log or Log()
         self.dropped = 0
         self.recorded = 0
 
+    def feed(self, *sinks: Sink) -> None:
+        """Hand records to these sinks too, from now on."""
+        self._lanes += tuple(_Lane(sink) for sink in sinks)
+
+    @property
+    def queued(self) -> int:
+        """Records that wait, over all sinks."""
+        return sum(len(lane.queue) for lane in self._lanes)
+
     def record(self, exchange: Exchange) -> None:
         """Append what is remembered of a settled exchange; never blocks, never raises."""
         self.recorded += 1
-        if not self._sinks:
+        if not self._lanes:
             return
-        if len(self._queue) >= QUEUE_RECORDS:
-            self.dropped += 1
-            return
-        self._queue.append(_record_of(exchange))
+        record = _record_of(exchange)
+        for lane in self._lanes:
+            if len(lane.queue) >= QUEUE_RECORDS:
+                self.dropped += 1
+            else:
+                lane.queue.append(record if lane.prepare is None else lane.prepare(record))
 
     def report_fault(self, exchange: Exchange | None, error: BaseException) -> None:
         """Log an unexpected exception with plugin and hook where they are known."""
@@ -104,7 +139,7 @@ class Telemetry:
         self.log.warning("no provider answered", request_id=exchange.request_id.decode(), attempts=attempts)
 
     def start(self) -> None:
-        if self._sinks and self._thread is None:
+        if self._lanes and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="penstock-telemetry", daemon=True)
             self._thread.start()
 
@@ -114,13 +149,14 @@ class Telemetry:
         if self._thread is not None:
             self._thread.join(timeout=STOP_SECONDS)
             if self._thread.is_alive():
-                self.dropped += len(self._queue)
-                self._queue.clear()
+                for lane in self._lanes:
+                    self.dropped += len(lane.queue)
+                    lane.queue.clear()
                 return
             self._thread = None
         self.drain()
-        for sink in self._sinks:
-            sink.close()
+        for lane in self._lanes:
+            lane.sink.close()
 
     def _run(self) -> None:
         while not self._stopping.wait(_INTERVAL_SECONDS):
@@ -128,16 +164,16 @@ class Telemetry:
 
     def drain(self) -> None:
         """Hand every queued record to the sinks, giving way to other threads between slices."""
-        queue = self._queue
-        while queue:
-            records = [queue.popleft() for _ in range(min(_SLICE, len(queue)))]
-            for sink in self._sinks:
+        for lane in self._lanes:
+            queue, sink = lane.queue, lane.sink
+            while queue:
+                records = [queue.popleft() for _ in range(min(lane.slice_records, len(queue)))]
                 try:
                     sink.write(records)
                 except Exception as error:  # noqa: BLE001 - fail open: telemetry never stops traffic
                     self.dropped += len(records)
                     self.log.warning("telemetry sink failed", sink=type(sink).__name__, error=str(error))
-            time.sleep(0)
+                time.sleep(0)
 
 
 def _record_of(exchange: Exchange) -> Record:
