@@ -110,7 +110,7 @@ _VALIDITY_HEAD = """
 
 `exchange.peek` (what the request body says: `model`, `stream`, `user` and so on) and `exchange.request.endpoint`
 (`dialect`, `operation`, `family`) can be asked in every hook. `peek` raises RequestError for a body that is no JSON
-object, so a plugin that needs nothing of the body does not ask.
+object and no form, also for the empty one of `GET /v1/models`: ask only where `exchange.request.endpoint.has_model`.
 
 """
 _VALIDITY_FOOT = """
