@@ -21,7 +21,7 @@ from penstock import (
     Usage,
 )
 from penstock.http_providers import OPENAI_DIALECTS, HTTPProvider
-from penstock.testing import SAMPLES, Sample, sample_exchange
+from penstock.testing import SAMPLES, Harness, Sample, sample_exchange
 from penstock_plugins.providers.openai import OpenAI
 
 OPENAI = OpenAIProvider(type="openai_compatible")
@@ -76,6 +76,24 @@ def test_setting_of_the_key_wins_over_the_bindings(key: Any, binding: Any, strip
     request = OPENAI.build(exchange, Candidate(bound(OPENAI, usage_frame=binding), OPENAI, "m"))
     assert (request.response_filter is not None) is strips
     assert b"include_usage" in request.body
+
+
+@pytest.mark.parametrize(("binding", "strips"), [(None, False), ("strip", True)])
+def test_setting_of_the_gateway_counts_where_nobody_else_says(binding: Any, strips: bool) -> None:
+    provider = OpenAIProvider(type="openai_compatible", usage_frame="forward")
+    request = provider.build(sample_exchange(chat()), Candidate(bound(provider, usage_frame=binding), provider, "m"))
+    assert (request.response_filter is not None) is strips
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("setting", ["strip", "forward"])
+async def test_setting_of_the_gateway_reaches_the_bundled_providers(setting: str) -> None:
+    async with Harness(["openai", "openai_compatible", "mock"], gateway={"usage_frame": setting}) as harness:
+        found = harness.gateway.generation.services.providers.types
+        for kind in ("openai", "openai_compatible", "mock"):
+            provider = found[kind]
+            assert isinstance(provider, OpenAIProvider)
+            assert provider.usage_frame == setting
 
 
 def test_usage_and_another_model_are_two_edits_of_one_body() -> None:

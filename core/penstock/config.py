@@ -68,6 +68,8 @@ class GatewayConfig:
     """How the line per exchange is written; auto is console on a terminal, else json."""
     spans: Literal["off", "console", "otlp"] = "off"
     """Where OpenTelemetry spans go."""
+    usage_frame: Literal["strip", "forward"] = "strip"
+    """Whether the usage frame the gateway asks a chat stream for is taken out again; a binding's and a key's win."""
     limits: ServerLimits = attrs.Factory(ServerLimits)
     """What clients may take."""
     upstream: UpstreamLimits = attrs.Factory(UpstreamLimits)

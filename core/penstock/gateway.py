@@ -104,7 +104,7 @@ class Generation:
 def build_generation(configuration: Configuration, transports: UpstreamTransports, telemetry: Telemetry) -> Generation:
     """Build everything a configuration asks for, without I/O. Raises ConfigurationError."""
     gateway = configuration.gateway
-    services = Services(gateway.namespace)
+    services = Services(gateway.namespace, gateway.usage_frame)
     services.provide(Fetch, Fetcher(transports))  # type: ignore[type-abstract]
     manager, plugins = plugin_loader.load(configuration, services)
     hooks = compile_hooks(manager, gateway.hook_timeout)

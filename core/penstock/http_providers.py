@@ -81,6 +81,9 @@ class OpenAIProvider(HTTPProvider):
 
     dialects: frozenset[str] = OPENAI_DIALECTS
 
+    usage_frame: str = "strip"
+    """What becomes of the usage frame where neither key nor binding says."""
+
     def build(self, exchange: Exchange, candidate: Candidate) -> UpstreamRequest:
         """Forward the body as it is; on chat streams ask for the usage the client did not ask for."""
         request = exchange.request
@@ -96,11 +99,10 @@ class OpenAIProvider(HTTPProvider):
         response_filter = None if self._forwards_frame(exchange, candidate) else openai_dialect.UsageFrameFilter()
         return forward(exchange, candidate, address, path=path, body=body, response_filter=response_filter)
 
-    @staticmethod
-    def _forwards_frame(exchange: Exchange, candidate: Candidate) -> bool:
+    def _forwards_frame(self, exchange: Exchange, candidate: Candidate) -> bool:
         principal = exchange.principal
-        setting = (principal.usage_frame if principal is not None else None) or candidate.binding.usage_frame
-        return setting == "forward"
+        of_key = principal.usage_frame if principal is not None else None
+        return (of_key or candidate.binding.usage_frame or self.usage_frame) == "forward"
 
     def read_usage(self, exchange: Exchange, window: BodyWindow) -> Usage | None:
         """Read what the provider reported."""

@@ -91,8 +91,10 @@ class Services:
     Complete once the first lifespan is entered.
     """
 
-    def __init__(self, namespace: str = "penstock") -> None:
+    def __init__(self, namespace: str = "penstock", usage_frame: str = "strip") -> None:
         self.namespace = namespace
+        self.usage_frame = usage_frame
+        """``[gateway] usage_frame``, for providers that ask streams for their usage."""
         self.providers = ProviderRegistry()
         self._offered: dict[Any, Any] = {}
 

@@ -21,6 +21,7 @@ class OpenAI:
             OpenAIProvider(
                 type="openai",
                 namespace=self.services.namespace,
+                usage_frame=self.services.usage_frame,
                 default_base_url="https://api.openai.com/v1",
                 model_prefixes=("gpt-", "o1", "o2", "o3", "o4", "o5", "o6", "o7", "o8", "o9", "chatgpt-",
                                 "text-embedding-", "text-moderation-", "omni-moderation-", "dall-e-", "tts-",

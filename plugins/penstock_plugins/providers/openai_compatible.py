@@ -17,4 +17,8 @@ class OpenAICompatible:
 
     @hookimpl
     def register_providers(self) -> Iterable[Provider]:
-        return [OpenAIProvider(type="openai_compatible", namespace=self.services.namespace)]
+        services = self.services
+        provider = OpenAIProvider(
+            type="openai_compatible", namespace=services.namespace, usage_frame=services.usage_frame
+        )
+        return [provider]

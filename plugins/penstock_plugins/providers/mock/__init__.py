@@ -22,4 +22,5 @@ class Mock:
     def register_providers(self) -> Iterable[Provider]:
         from penstock_plugins.providers.mock.provider import MockProvider  # noqa: PLC0415 - only who enables it pays
 
-        return [MockProvider(type="mock", namespace=self.services.namespace)]
+        services = self.services
+        return [MockProvider(type="mock", namespace=services.namespace, usage_frame=services.usage_frame)]
