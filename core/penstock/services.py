@@ -85,6 +85,8 @@ class Services:
 
     namespace: str
     """The configured namespace."""
+    usage_frame: str
+    """``[gateway] usage_frame``, for providers that ask streams for their usage: ``strip`` or ``forward``."""
     providers: ProviderRegistry
     """Provider types by name: ``providers.get(type)``, and ``providers.types`` maps them all.
 
@@ -94,7 +96,6 @@ class Services:
     def __init__(self, namespace: str = "penstock", usage_frame: str = "strip") -> None:
         self.namespace = namespace
         self.usage_frame = usage_frame
-        """``[gateway] usage_frame``, for providers that ask streams for their usage."""
         self.providers = ProviderRegistry()
         self._offered: dict[Any, Any] = {}
 

@@ -139,7 +139,7 @@ usage (one line each), 130 an interruption. Plugins named in `penstock.toml` of 
 
 
 def cli_page() -> str:
-    return _CLI_HEAD + "".join(_commands(cli, click.Context(cli, info_name="penstock")))
+    return _CLI_HEAD + "".join(_commands(cli, click.Context(cli, info_name="penstock", **cli.context_settings)))
 
 
 def _commands(group: click.Group, parent: click.Context) -> Iterator[str]:
