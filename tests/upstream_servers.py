@@ -98,7 +98,8 @@ class ScriptedServer:
                 peer.ending.set()
                 await writer.wait_closed()
         finally:
-            writer.transport.abort()
+            with contextlib.suppress(AttributeError):  # asyncio's TLS before Python 3.11.4, once closed
+                writer.transport.abort()
             peer.closed.set()
 
 

@@ -253,7 +253,9 @@ class DirectConnection(asyncio.Protocol):
         """Close at once; whoever waits learns it through connection_lost."""
         self._transports.opened.discard(self)
         if self._transport is not None:
-            self._transport.abort()
+            # A TLS transport of asyncio before Python 3.11.4 cannot be aborted once it is closed.
+            with contextlib.suppress(AttributeError):
+                self._transport.abort()
 
     # --- back-pressure and deadlines ------------------------------------------------------------------------
 
