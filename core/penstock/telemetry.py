@@ -1,7 +1,7 @@
-"""One lean record per exchange on the request path; the log line and the span are made of it elsewhere.
+"""One lean record per exchange on the request path; what is slow about it is done elsewhere.
 
-``record`` appends a tuple to a bounded queue. A thread drains the queue in short slices and hands records to the sinks:
-the log and, where configured, OpenTelemetry spans. A slow or broken sink costs traffic nothing; what does
+``record`` appends a tuple to a bounded queue per sink. A thread drains the queues in short slices and hands them to the
+sinks: the log, whose line of JSON is made at once, and, where configured, OpenTelemetry spans. A slow or broken sink costs traffic nothing; what does
 not fit into the queue is counted in ``dropped``.
 """
 
