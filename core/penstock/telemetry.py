@@ -1,8 +1,8 @@
 """One lean record per exchange on the request path; what is slow about it is done elsewhere.
 
 ``record`` appends a tuple to a bounded queue per sink. A thread drains the queues in short slices and hands them to the
-sinks: the log, whose line of JSON is made at once, and, where configured, OpenTelemetry spans. A slow or broken sink costs traffic nothing; what does
-not fit into the queue is counted in ``dropped``.
+sinks: the log, whose line of JSON is made at once, and, where configured, OpenTelemetry spans. A slow or broken sink
+costs traffic nothing; what does not fit into a queue is counted in ``dropped``.
 """
 
 from __future__ import annotations
