@@ -18,7 +18,7 @@ CORE = ROOT / "core" / "penstock"
 PLUGINS = ROOT / "plugins" / "penstock_plugins"
 MODULES = sorted([*CORE.rglob("*.py"), *PLUGINS.rglob("*.py"), *ROOT.glob("contrib/*/src/**/*.py")])
 SANS_IO = ("heads", "framing", "headers", "sse", "splice", "peek", "codings", "metering", "envelopes")
-PUBLIC_MODULES = ("codings", "dialects", "framing", "peek", "splice", "sse")
+PUBLIC_MODULES = ("codings", "dialects", "framing", "governance", "peek", "splice", "sse")
 """Sans-IO tools whose public names plugins may use too; docs/plugins/api.md lists them."""
 RELAY_PATH = (
     "connection.py", "forwarding.py", "http_providers.py", "metering.py", "outbox.py", "pipeline.py", "relay.py",

@@ -28,6 +28,7 @@ from penstock.plugins import Plugin
 from penstock.providers import missing_members
 from penstock.server import Server
 from penstock.services import Fetch, Services
+from penstock.shared import Shared
 from penstock.telemetry import Telemetry
 from penstock.upstream import UpstreamTransports
 
@@ -70,7 +71,7 @@ class Generation:
 
     async def rehearse(self) -> None:
         """Enter the lifespans and leave them at once. Raises ConfigurationError."""
-        async with AsyncExitStack() as stack:
+        async with self.services.shared.running(), AsyncExitStack() as stack:
             fault = await self._enter(stack)
         if fault is not None:
             raise fault
@@ -101,10 +102,12 @@ class Generation:
         await self._ended.wait()
 
 
-def build_generation(configuration: Configuration, transports: UpstreamTransports, telemetry: Telemetry) -> Generation:
+def build_generation(
+    configuration: Configuration, transports: UpstreamTransports, telemetry: Telemetry, shared: Shared
+) -> Generation:
     """Build everything a configuration asks for, without I/O. Raises ConfigurationError."""
     gateway = configuration.gateway
-    services = Services(gateway.namespace, gateway.usage_frame)
+    services = Services(gateway.namespace, gateway.usage_frame, shared=shared, folder=configuration.folder)
     services.provide(Fetch, Fetcher(transports))  # type: ignore[type-abstract]
     manager, plugins = plugin_loader.load(configuration, services)
     hooks = compile_hooks(manager, gateway.hook_timeout)
@@ -170,7 +173,8 @@ class Gateway:
         self.configuration = configuration
         self.telemetry = telemetry or Telemetry()
         self.transports = UpstreamTransports(gateway.upstream, gateway.namespace)
-        self.generation = build_generation(configuration, self.transports, self.telemetry)
+        self.shared = Shared()
+        self.generation = build_generation(configuration, self.transports, self.telemetry, self.shared)
         self._tls = None if gateway.tls is None else build_tls(gateway.tls)
         self.server = Server(gateway.limits, gateway.namespace, scheme="http" if self._tls is None else "https")
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -180,7 +184,7 @@ class Gateway:
     async def running(self) -> AsyncIterator[Server]:
         """Start plugins and the server's tasks; on leaving, drain and stop. Listen with ``listen``."""
         try:
-            async with anyio.create_task_group() as tasks:
+            async with self.shared.running(), anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 await tasks.start(self._live, self.generation)
                 try:
@@ -233,7 +237,7 @@ class Gateway:
         configuration = read()
         if configuration.gateway.namespace != self.configuration.gateway.namespace:
             raise ConfigurationError(f"{configuration.source}: [gateway] namespace: needs a restart to change")
-        following = build_generation(configuration, self.transports, self.telemetry)
+        following = build_generation(configuration, self.transports, self.telemetry, self.shared)
         await self._tasks.start(self._live, following)
         previous, self.generation = self.generation, following
         self.server.generation = following

@@ -26,7 +26,9 @@ from penstock.models import Exchange
 if TYPE_CHECKING:
     from penstock.providers import ResponseFilter
 
-PER_EXCHANGE = ("authenticate", "pre_request", "select_provider", "on_stream_chunk", "post_response")
+PER_EXCHANGE = (
+    "authenticate", "pre_request", "select_provider", "admit_attempt", "on_stream_chunk", "post_response",
+)  # fmt: skip
 HOOK_SECONDS = 30.0
 """How long a hook may await, unless the configuration says otherwise."""
 ONCE = ("register_providers", "register_routes", "register_commands", "lifespan")
@@ -122,6 +124,7 @@ class Hooks:
     authenticate: tuple[Call, ...] = ()
     pre_request: tuple[Call, ...] = ()
     select_provider: tuple[Call, ...] = ()
+    admit_attempt: tuple[Call, ...] = ()
     on_stream_chunk: tuple[Call, ...] = ()
     post_response: tuple[Call, ...] = ()
     sees_all_chunks: bool = False

@@ -5,7 +5,7 @@ be ``def`` or ``async def``; a ``def`` other than ``on_stream_chunk`` may also r
 exchange, there is something to wait for. What is awaited is bounded by ``[gateway] hook_timeout``. Prefer ``def``
 where nothing is awaited: it costs less. A hook that no enabled plugin implements costs nothing.
 
-An exception other than RequestError out of any hook up to ``select_provider`` ends the exchange with 500
+An exception other than RequestError out of any hook up to ``admit_attempt`` ends the exchange with 500
 ``plugin_error`` and a log line naming plugin and hook; out of ``on_stream_chunk`` it ends the stream; out of
 ``post_response`` it is logged and the other plugins still run.
 """
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
+from penstock.errors import RequestError
 from penstock.models import Candidate, Exchange, Principal, Response
 from penstock.providers import Provider
 
@@ -102,6 +103,19 @@ def select_provider(exchange: Exchange) -> Candidate | None:
     Returns: a Candidate, or None when this plugin has none (left); first answer wins. None from all ends the exchange
     with the last upstream answer, or a refusal.
     Raises: RequestError (``model_not_recognized``, ``model_not_allowed``, …).
+    """
+
+
+@hookspec
+def admit_attempt(exchange: Exchange) -> RequestError | None:
+    """Let an attempt go ahead, or have its candidate skipped.
+
+    When: once per attempt, after select_provider and before anything is sent; ``exchange.candidate`` is who would be
+    asked. A limit of a binding belongs here: what was taken for an attempt that failed is given back at the next call,
+    or in post_response.
+    Returns: None to go ahead, or the refusal that answers the client if no other candidate is left. The skip is among
+    ``exchange.attempts`` with the refusal's code as its reason.
+    Raises: RequestError to end the exchange instead.
     """
 
 

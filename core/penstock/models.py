@@ -6,7 +6,7 @@ exchange holds is frozen; a plugin changes the exchange by assigning whole value
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from urllib.parse import unquote
 
@@ -151,6 +151,26 @@ class Principal:
     """Words for plugins to match."""
     metadata: Mapping[str, str] = attrs.field(factory=dict)
     """Names and values for plugins to match."""
+    group_ids: tuple[str, ...] = ()
+    """Groups the user or service account is a member of."""
+    rate_limits: RateLimits | None = None
+    """Bounds of the key's traffic; None where there are none."""
+    revision: int = 0
+    """Grows when the key changes; the configuration file's keys do not."""
+
+
+@attrs.frozen(kw_only=True)
+class RateLimits:
+    """Bound traffic; None is no bound."""
+
+    rpm: int | None = None
+    """Requests a minute."""
+    tpm: int | None = None
+    """Tokens a minute."""
+    rpd: int | None = None
+    """Requests a day (UTC)."""
+    concurrency: int | None = None
+    """Exchanges under way at once."""
 
 
 @attrs.frozen
@@ -199,6 +219,8 @@ class ProviderBinding:
     """Whether to speak HTTP/2 to an https:// address."""
     settings: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
     """What the provider type alone understands, checked by the provider when the binding is made."""
+    rate_limits: RateLimits | None = None
+    """Bounds of what is sent to the account; None where there are none."""
 
 
 @attrs.frozen(eq=False)
@@ -233,6 +255,12 @@ class Usage:
     """The part of the output that is reasoning."""
     source: Literal["provider", "estimated"] = "provider"
     """Whether the provider counted, or the gateway guessed from text."""
+    input_audio: int = 0
+    """The part of ``input`` that is audio."""
+    cache_read_audio: int = 0
+    """The part of ``cache_read`` that is audio."""
+    output_audio: int = 0
+    """The part of the output that is audio."""
 
     @property
     def all_input(self) -> int:
@@ -312,6 +340,11 @@ class Exchange:
     """On whose behalf the call runs; None where nobody authenticates."""
     candidate: Candidate | None = None
     """Who is asked, or has answered."""
+    chain: Sequence[Candidate] = ()
+    """Whom the request may go to, in order, once routing has resolved its model: in pre_request, for the plugins
+    after it. Empty where there is none, or another plugin selects."""
+    excluded: dict[str, RequestError] | None = None
+    """Why bindings may not be asked, by id; see ``exclude``."""
     attempts: list[Attempt] = attrs.Factory(list)
     """Those that failed or were skipped, in order, then the one that answered."""
     reply_fields: list[tuple[bytes, bytes]] = attrs.Factory(list)
@@ -361,6 +394,12 @@ class Exchange:
             self._peek = _bounded(look_into(request))
             self._peeked = request
         return self._peek
+
+    def exclude(self, binding_id: str, refusal: RequestError) -> None:
+        """Keep the exchange from a binding: its candidates are skipped, and ``refusal`` answers if no other is left."""
+        if self.excluded is None:
+            self.excluded = {}
+        self.excluded.setdefault(binding_id, refusal)
 
     def watch_chunks(self, plugin: str) -> None:
         """Ask that the named plugin's on_stream_chunk sees this exchange's response.

@@ -151,11 +151,9 @@ class Pipeline:
                 last_candidate = candidate
                 if last is not None and exchange.attempts[-1].reason is None:
                     break
-            if last is None:
-                if exchange.attempts:
-                    self.telemetry.report_exhausted(exchange)
-                raise _exhausted(exchange)
             exchange.candidate = last_candidate
+            if last is None:
+                raise self._nobody_answered(exchange)
             await self._relay(exchange, last)
         except BaseException:
             if last is not None:
@@ -164,13 +162,46 @@ class Pipeline:
                 exchange.window = last.meter.window()
             raise
 
+    def _nobody_answered(self, exchange: Exchange) -> RequestError:
+        """Return the refusal where nobody was asked, or why those that were asked gave no answer."""
+        skips = [attempt for attempt in exchange.attempts if attempt.is_skipped]
+        if skips and len(skips) == len(exchange.attempts) and exchange.excluded:
+            return exchange.excluded[skips[0].binding_id]
+        if exchange.attempts:
+            self.telemetry.report_exhausted(exchange)
+        return _exhausted(exchange)
+
     async def _select(self, exchange: Exchange) -> Candidate | None:
+        """Return the next candidate that may be asked; those that may not are noted as skipped attempts."""
+        while True:
+            candidate = await self._select_any(exchange)
+            if candidate is None:
+                return None
+            exchange.candidate = candidate
+            refusal = None if exchange.excluded is None else exchange.excluded.get(candidate.binding.id)
+            if refusal is None and self.hooks.admit_attempt:
+                refusal = await self._admit(exchange)
+            if refusal is None:
+                return candidate
+            if not _note_skip(exchange, candidate, refusal):
+                return None
+
+    async def _select_any(self, exchange: Exchange) -> Candidate | None:
         for call in self.hooks.select_provider:
             result = call.run(exchange)
             is_ready = result is None or isinstance(result, Candidate)
             candidate: Candidate | None = result if is_ready else await call.wait(result)
             if candidate is not None:
                 return candidate
+        return None
+
+    async def _admit(self, exchange: Exchange) -> RequestError | None:
+        for call in self.hooks.admit_attempt:
+            result = call.run(exchange)
+            is_ready = result is None or isinstance(result, RequestError)
+            refusal: RequestError | None = result if is_ready else await call.wait(result)
+            if refusal is not None:
+                return refusal
         return None
 
     async def _attempt(self, exchange: Exchange, candidate: Candidate, client: Connection) -> Relay | None:
@@ -332,6 +363,20 @@ def is_retryable(status: int) -> bool:
 def _note_fault(attempt: Attempt, error: UpstreamError) -> None:
     attempt.reason = error.fault
     attempt.message = error.message
+
+
+def _note_skip(exchange: Exchange, candidate: Candidate, refusal: RequestError) -> bool:
+    """Record that a candidate was skipped; False where it was before, so that who selects has no other."""
+    binding = candidate.binding
+    is_new = all(not attempt.is_skipped or attempt.binding_id != binding.id for attempt in exchange.attempts)
+    if is_new:
+        now = monotonic_ns()
+        number = len(exchange.attempts)
+        attempt = Attempt(number, binding.id, binding.type, candidate.model, new_span_id(), now, now)
+        attempt.reason, attempt.is_skipped = refusal.code, True
+        exchange.attempts.append(attempt)
+        exchange.exclude(binding.id, refusal)
+    return is_new
 
 
 def _check_endpoint(exchange: Exchange) -> None:

@@ -6,7 +6,9 @@ later, so the order of the configuration does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import attrs
@@ -14,6 +16,7 @@ import attrs
 from penstock.errors import ConfigurationError
 from penstock.models import Principal, ProviderBinding
 from penstock.providers import Provider, ProviderRegistry, UpstreamRequest
+from penstock.shared import Shared
 
 T = TypeVar("T")
 
@@ -30,6 +33,8 @@ class KeyRecord:
     """active, disabled or revoked."""
     expires_at: float | None = None
     """Seconds since the epoch."""
+    works_until: float | None = None
+    """For the secret before a rotation: when its grace ends, seconds since the epoch."""
 
 
 class KeyDirectory(Protocol):
@@ -55,7 +60,16 @@ class BindingDirectory(Protocol):
         ...
 
     def all_bindings(self) -> Iterable[ProviderBinding]:
-        """Return every binding, in the order of the configuration."""
+        """Return every binding, in the order keys without a list of their own try them."""
+        ...
+
+    def bindings_of(self, principal: Principal) -> Sequence[ProviderBinding]:
+        """Return the bindings a key may use, in its order."""
+        ...
+
+    @property
+    def revision(self) -> int:
+        """Return a number that changes whenever an answer of this directory may."""
         ...
 
 
@@ -92,10 +106,27 @@ class Services:
 
     Complete once the first lifespan is entered.
     """
+    clock: Callable[[], float]
+    """Wall clock for whatever depends on dates: seconds since the epoch. Tests move it."""
+    shared: Shared
+    """What outlives a reload: ``async with services.shared.use(key, make) as thing``, in a lifespan."""
+    folder: Path
+    """What relative paths in the configuration are relative to."""
 
-    def __init__(self, namespace: str = "penstock", usage_frame: str = "strip") -> None:
+    def __init__(
+        self,
+        namespace: str = "penstock",
+        usage_frame: str = "strip",
+        *,
+        clock: Callable[[], float] = time.time,
+        shared: Shared | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.namespace = namespace
         self.usage_frame = usage_frame
+        self.clock = clock
+        self.shared = shared or Shared()
+        self.folder = folder or Path()
         self.providers = ProviderRegistry()
         self._offered: dict[Any, Any] = {}
 

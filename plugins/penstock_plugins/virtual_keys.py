@@ -1,15 +1,15 @@
-"""Authenticate virtual keys kept in the configuration file.
+"""Authenticate virtual keys, kept in the configuration file or by a store.
 
-A key is recognised by its checksum, hashed under the pepper, and found by hash in a KeyDirectory; the one in this
-module reads the configuration, a store can provide another.
+A key is recognised by its checksum, hashed under the pepper, and found by hash in a KeyDirectory: a store's where a
+plugin provides one, else the one in this module, which reads the configuration.
 """
 
 from __future__ import annotations
 
 import binascii
 import hmac
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Literal
 
 import attrs
@@ -29,6 +29,7 @@ from penstock import (
     hookimpl,
     is_well_formed,
 )
+from penstock.governance import Vault
 
 _MIN_PEPPER = 16
 
@@ -71,18 +72,17 @@ class KeyConfig:
 class KeysConfig:
     """The ``[plugins.virtual_keys]`` table."""
 
-    pepper: Secret
-    """At least 16 characters; keys hashed under one pepper are unknown under another."""
+    pepper: Secret | None = None
+    """At least 16 characters; keys hashed under one pepper are unknown under another. A store brings its own."""
     keys: tuple[KeyConfig, ...] = ()
-    """The virtual keys."""
+    """The virtual keys; none where a store keeps them."""
 
 
 class ConfiguredKeys:
     """Hold the keys of the configuration file by hash."""
 
-    def __init__(self, config: KeysConfig, namespace: str) -> None:
+    def __init__(self, config: KeysConfig, pepper: bytes, namespace: str) -> None:
         self._by_hash: dict[bytes, KeyRecord] = {}
-        pepper = config.pepper.reveal().encode()
         for number, key in enumerate(config.keys):
             where = f"keys[{number}] ({key.name})"
             record = _record_of(key, pepper, namespace, where)
@@ -162,16 +162,33 @@ class VirtualKeys:
     services: Services
     _hasher: KeyHasher = attrs.field(init=False, repr=False)
     _namespace: str = attrs.field(init=False)
-    _directory: KeyDirectory = attrs.field(init=False)
+    _directory: KeyDirectory = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        pepper = self.config.pepper.reveal().encode()
-        self._hasher = KeyHasher(pepper)
+        self._namespace = self.services.namespace
+        given = self.config.pepper
+        if given is None:
+            if self.config.keys:
+                raise ConfigurationError("pepper: is missing; the keys listed here are hashed under it")
+            return  # a store brings keys and pepper, which lifespan sees
+        pepper = given.reveal().encode()
         if len(pepper) < _MIN_PEPPER:
             raise ConfigurationError(f"pepper: must be at least {_MIN_PEPPER} characters")
-        self._namespace = self.services.namespace
-        self._directory = ConfiguredKeys(self.config, self._namespace)
+        self._hasher = KeyHasher(pepper)
+        self._directory = ConfiguredKeys(self.config, pepper, self._namespace)
         self.services.provide(KeyDirectory, self._directory)  # type: ignore[type-abstract]
+
+    @hookimpl
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Take keys and pepper from the store where the configuration has none."""
+        if self.config.pepper is None:
+            directory = self.services.find(KeyDirectory)  # type: ignore[type-abstract]
+            vault = self.services.find(Vault)  # type: ignore[type-abstract]
+            if directory is None or vault is None:
+                raise ConfigurationError('pepper: is missing; set it, or enable "store" to keep the keys')
+            self._directory, self._hasher = directory, KeyHasher(vault.pepper)
+        yield
 
     @hookimpl
     def authenticate(self, exchange: Exchange) -> Principal | None:
@@ -185,11 +202,13 @@ class VirtualKeys:
         record = self._directory.find_key(key_hash)
         if record is None or not hmac.compare_digest(record.hash, key_hash):
             raise _unknown()
+        if record.works_until is not None and record.works_until <= self.services.clock():
+            raise _unknown()
         if record.status != "active":
             raise RequestError(
                 f"virtual_key_{record.status}", f"This virtual key is {record.status}; ask its owner for another."
             )
-        if record.expires_at is not None and record.expires_at <= time.time():
+        if record.expires_at is not None and record.expires_at <= self.services.clock():
             raise RequestError("virtual_key_expired", "This virtual key has expired; ask its owner for another.")
         return record.principal
 

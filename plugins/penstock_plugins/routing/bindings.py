@@ -69,6 +69,16 @@ class ConfiguredBindings:
     def all_bindings(self) -> Iterable[ProviderBinding]:
         return self._by_name.values()
 
+    def bindings_of(self, principal: Principal) -> Sequence[ProviderBinding]:
+        if not principal.bindings:
+            return tuple(self._by_name.values())
+        found = [self.find_binding(name) for name in principal.bindings]
+        return [binding for binding in found if binding is not None]
+
+    @property
+    def revision(self) -> int:
+        return 0
+
 
 def faults_of(bindings: Sequence[ProviderBinding], principals: Iterable[Principal]) -> list[str]:
     """Return a line for each handle given twice, and for each name of a binding in a key that no binding has."""

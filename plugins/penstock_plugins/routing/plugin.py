@@ -45,6 +45,8 @@ class Routing:
     config: RoutingConfig
     services: Services
     _directory: BindingDirectory = attrs.field(init=False)
+    _revision: int = attrs.field(init=False, default=0)
+    """Of the directory, when the chains were remembered."""
     _lists: ModelLists = attrs.field(init=False)
     _chains: dict[tuple[Principal, str | None, str], Sequence[Candidate]] = attrs.field(init=False, factory=dict)
     _responses: OrderedDict[bytes, str] = attrs.field(init=False, factory=OrderedDict)
@@ -52,13 +54,19 @@ class Routing:
 
     def __attrs_post_init__(self) -> None:
         self._directory = ConfiguredBindings(self.config)
-        self.services.provide(BindingDirectory, self._directory)  # type: ignore[type-abstract]
+        if self.config.bindings:
+            self.services.provide(BindingDirectory, self._directory)  # type: ignore[type-abstract]
         self._lists = ModelLists(self.services.get(Fetch), self.services.namespace)  # type: ignore[type-abstract]
 
     @hookimpl
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         """Check every binding against its provider, and what keys name against the bindings, before traffic comes."""
+        stored = self.services.find(BindingDirectory)  # type: ignore[type-abstract]
+        if stored is None:
+            self.services.provide(BindingDirectory, self._directory)  # type: ignore[type-abstract]
+        else:
+            self._directory = stored
         keys = self.services.find(KeyDirectory)  # type: ignore[type-abstract]
         faults = faults_of(list(self._directory.all_bindings()), () if keys is None else keys.all_principals())
         if faults:
@@ -77,11 +85,23 @@ class Routing:
 
     @hookimpl
     def pre_request(self, exchange: Exchange) -> Awaitable[Response] | None:
-        """Answer model listings; everything else passes."""
-        if exchange.request.endpoint.has_model or exchange.request.endpoint.operation not in ("models", "model"):
+        """Resolve the model, for the plugins after this one; answer model listings."""
+        endpoint = exchange.request.endpoint
+        if endpoint.has_model:
+            self._resolve(exchange)
+            return None
+        if endpoint.operation not in ("models", "model"):
             return None
         principal = exchange.principal or _NOBODY
         return self._lists.answer(exchange, principal, self._reachable(principal, "openai.models"), self._names())
+
+    def _resolve(self, exchange: Exchange) -> None:
+        """Set the chain; a refusal waits for select_provider, as another plugin may know whom to ask."""
+        try:
+            chain = self._chain(exchange)
+        except RequestError:
+            return
+        exchange.chain = exchange.state[_CHAIN] = chain
 
     @hookimpl
     def select_provider(self, exchange: Exchange) -> Candidate | None:
@@ -125,6 +145,9 @@ class Routing:
             if endpoint.family == "gemini" and _may_go_without_model(exchange.request.path, principal):
                 return self._chain_of_stored(exchange, principal)
             raise RequestError("missing_model", 'The request body names no model; add a "model".', param="model")
+        if self._directory.revision != self._revision:
+            self._chains.clear()
+            self._revision = self._directory.revision
         key = (principal, model, endpoint.dialect)
         chain = self._chains.get(key)
         if chain is None:
@@ -176,11 +199,9 @@ class Routing:
         return frozenset(name for binding in bindings for name in (binding.type, binding.handle) if name)
 
     def _bound(self, principal: Principal) -> list[Reachable]:
-        if principal.bindings:
-            found = [self._directory.find_binding(name) for name in principal.bindings]
-        else:
-            found = list(self._directory.all_bindings())
-        return [Reachable(binding, self.services.provider_of(binding)) for binding in found if binding is not None]
+        return [
+            Reachable(binding, self.services.provider_of(binding)) for binding in self._directory.bindings_of(principal)
+        ]
 
 
 def _may_go_without_model(path: bytes, principal: Principal) -> bool:

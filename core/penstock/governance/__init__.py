@@ -1,0 +1,75 @@
+"""What the plugins that govern share: objects, store, counters, ledger, prices, budgets. Public, for plugins.
+
+Protocols are provided and found through ``Services``; the values beside them are what they exchange.
+"""
+
+from penstock.governance.budgets import BudgetDirectory, BudgetRule
+from penstock.governance.counters import Claim, Counters, Exceeded, Reservation
+from penstock.governance.ledgers import (
+    CostSource,
+    Debit,
+    Discrepancy,
+    Intent,
+    Ledger,
+    LedgerEntry,
+    LedgerReader,
+    LedgerUnavailableError,
+    Outcome,
+    UsageQuery,
+    UsageRow,
+)
+from penstock.governance.money import MAX_NANO_USD, NANO_PER_USD, read_usd, write_usd
+from penstock.governance.objects import KINDS, Kind, unique_values
+from penstock.governance.prices import PER, Price, PriceTable, Rates, Tier
+from penstock.governance.stores import (
+    AuditEntry,
+    ConflictError,
+    ObjectStore,
+    Reading,
+    Scope,
+    StoredObject,
+    StoreUnavailableError,
+    Transaction,
+    Vault,
+)
+
+__all__ = [
+    "KINDS",
+    "MAX_NANO_USD",
+    "NANO_PER_USD",
+    "PER",
+    "AuditEntry",
+    "BudgetDirectory",
+    "BudgetRule",
+    "Claim",
+    "ConflictError",
+    "CostSource",
+    "Counters",
+    "Debit",
+    "Discrepancy",
+    "Exceeded",
+    "Intent",
+    "Kind",
+    "Ledger",
+    "LedgerEntry",
+    "LedgerReader",
+    "LedgerUnavailableError",
+    "ObjectStore",
+    "Outcome",
+    "Price",
+    "PriceTable",
+    "Rates",
+    "Reading",
+    "Reservation",
+    "Scope",
+    "StoreUnavailableError",
+    "StoredObject",
+    "Tier",
+    "Transaction",
+    "UsageQuery",
+    "UsageRow",
+    "Vault",
+    "read_usd",
+    "unique_values",
+    "write_usd",
+]

@@ -1,0 +1,396 @@
+"""The objects of the management plane: what is stored, of which kind, and what is unique about it.
+
+Each class is the document of one kind: JSON objects with these members, strict. Ids are a prefix and a ULID. What a
+client may read and write of it, and who, is the management plugin's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+
+from penstock.models import RateLimits
+
+Window = Literal["minute", "hour", "day", "week", "month", "total", "manual"]
+BudgetScope = Literal["organization", "team", "project", "virtual_key", "principal", "group", "end_user"]
+OnBreach = Literal["block", "warn"]
+Reserve = Literal["expected", "max", "none"]
+Env = Literal["live", "test"]
+KeyStatus = Literal["active", "disabled", "revoked"]
+CacheMode = Literal["respect", "disable", "force"]
+RoleName = Literal["org_admin", "project_admin", "developer", "viewer"]
+
+
+@attrs.frozen(kw_only=True)
+class RoleGrant:
+    """Give a role within a scope: ``org_…``, ``team_…`` or ``proj_…``."""
+
+    role: RoleName
+    scope_id: str
+
+
+@attrs.frozen(kw_only=True)
+class Organization:
+    """Own teams, users, groups and everything below."""
+
+    slug: str
+    name: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Team:
+    """Own projects."""
+
+    slug: str
+    organization_id: str
+    name: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Project:
+    """Own virtual keys."""
+
+    slug: str
+    team_id: str
+    name: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class User:
+    """Be a person on whose behalf keys call, and who may hold roles."""
+
+    slug: str
+    organization_id: str
+    name: str = ""
+    email: str | None = None
+    roles: tuple[RoleGrant, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class ServiceAccount:
+    """Be a program on whose behalf keys call."""
+
+    slug: str
+    project_id: str
+    name: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Group:
+    """Gather principals, each of whom has the full allowance of the group's budgets."""
+
+    slug: str
+    organization_id: str
+    name: str = ""
+    member_ids: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class BindingTimeouts:
+    """Bound an attempt, in seconds; None takes the gateway's default."""
+
+    connect: float | None = None
+    first_byte: float | None = None
+    idle: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Binding:
+    """Be an upstream account."""
+
+    name: str
+    type: str
+    scope_id: str
+    """Organization, team or project whose keys may use it."""
+    credential: str | None = None
+    """Sealed; never returned."""
+    credential_last4: str | None = None
+    base_url: str = ""
+    handle: str | None = None
+    models: tuple[str, ...] = ()
+    model_map: Mapping[str, str] = attrs.field(factory=dict)
+    region: str | None = None
+    api_version: str | None = None
+    extra_headers: Mapping[str, str] = attrs.field(factory=dict)
+    rate_limits: RateLimits = RateLimits()
+    timeouts: BindingTimeouts = BindingTimeouts()
+    fallback_priority: int = 0
+    """Keys that name no bindings try them in this order, lowest first."""
+    propagate_trace: bool = False
+    usage_frame: Literal["strip", "forward"] | None = None
+    proxy: str | None = None
+    http2: bool = False
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    enabled: bool = True
+    external_id: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Fallback:
+    """Say when the next candidate is tried."""
+
+    on: tuple[Literal["5xx", "timeout", "rate_limit", "network_error", "not_found"], ...] = (
+        "5xx", "timeout", "rate_limit", "network_error", "not_found",
+    )  # fmt: skip
+    max_attempts: int = 3
+    timeout_ms: int | None = None
+    same_binding_retries: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class PatternRules:
+    """Hold RE2 patterns, unanchored; deny wins; an ``allow`` that is not null admits nothing else."""
+
+    deny: tuple[str, ...] | None = None
+    allow: tuple[str, ...] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class PolicyRules:
+    """Hold what requests may contain."""
+
+    tools: PatternRules | None = None
+    mcp: PatternRules | None = None
+    urls: PatternRules | None = None
+    models: PatternRules | None = None
+
+
+@attrs.frozen(kw_only=True)
+class GuardrailAttachment:
+    """Attach a guardrail to a key."""
+
+    guardrail_id: str
+    fail_open: bool | None = None
+
+
+@attrs.frozen(kw_only=True)
+class VirtualKey:
+    """Be a credential that clients present."""
+
+    name: str
+    project_id: str
+    principal_id: str
+    env: Env = "live"
+    status: KeyStatus = "active"
+    expires_at: str | None = None
+    """RFC 3339, UTC."""
+    provider_bindings: tuple[str, ...] = ()
+    """Ids, the first is the primary; empty means every binding in sight of the project."""
+    routing_policy_id: str | None = None
+    fallback: Fallback | None = None
+    model_aliases: Mapping[str, str] = attrs.field(factory=dict)
+    models_allowed: tuple[str, ...] | None = None
+    cache_mode: CacheMode | None = None
+    usage_frame: Literal["strip", "forward"] | None = None
+    guardrails: tuple[GuardrailAttachment, ...] = ()
+    policy_rules: PolicyRules = PolicyRules()
+    rate_limits: RateLimits = RateLimits()
+    capture_level: Literal["none", "metadata", "full"] | None = None
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = attrs.field(factory=dict)
+    external_id: str | None = None
+    display_prefix: str = ""
+    hash: str = ""
+    """Hex HMAC-SHA256 of the secret under the pepper; never returned."""
+    previous_hash: str | None = None
+    """Of the secret before the last rotation; never returned."""
+    previous_expires_at: str | None = None
+    """Until when that one works."""
+
+
+@attrs.frozen(kw_only=True)
+class Budget:
+    """Bound what a scope spends in a window."""
+
+    scope: BudgetScope
+    scope_id: str
+    """Id of the organization, team, project, key, principal or group; for ``end_user`` of a key or project."""
+    window: Window
+    limit_nano_usd: int
+    on_breach: OnBreach = "block"
+    name: str | None = None
+    timezone: str = "UTC"
+    cycle_anchor_at: str | None = None
+    """RFC 3339; makes the window roll from there instead of following the calendar."""
+    provider: str | None = None
+    """Id of the only binding whose spend counts."""
+    reserve: Reserve = "expected"
+    period_reset_at: str | None = None
+    """When it was last reset; a period starts no earlier."""
+    external_id: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class PolicyEntry:
+    """Be one way a routing policy may choose."""
+
+    binding_id: str
+    weight: int = 1
+    model_map: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class RoutingPolicy:
+    """Choose among bindings."""
+
+    name: str
+    scope_id: str
+    strategy: Literal["ordered", "weighted", "least_latency", "cost"] = "ordered"
+    entries: tuple[PolicyEntry, ...] = ()
+    model_aliases: Mapping[str, str] = attrs.field(factory=dict)
+    policy_rules: PolicyRules = PolicyRules()
+    fallback: Fallback | None = None
+    external_id: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CacheMatch:
+    """Say which requests a cache rule is for; all that is given must hold."""
+
+    virtual_key_id: str | None = None
+    key_tags: tuple[str, ...] = ()
+    key_prefix: str | None = None
+    principal_id: str | None = None
+    model: str | None = None
+    metadata: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class CacheRule:
+    """Choose a cache mode."""
+
+    name: str
+    scope_id: str
+    mode: CacheMode
+    ttl: int | None = None
+    """Seconds, with mode ``force``."""
+    priority: int = 0
+    """The highest that matches wins."""
+    match: CacheMatch = CacheMatch()
+    external_id: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Evaluator:
+    """Name an installed check and its settings."""
+
+    name: str
+    scope_id: str
+    type: str
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    external_id: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Guardrail:
+    """Run an evaluator inline."""
+
+    name: str
+    scope_id: str
+    evaluator_id: str
+    directions: tuple[Literal["request", "response", "stream_chunk"], ...] = ("request",)
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    fail_open: bool = False
+    timeout_ms: int | None = None
+    sample_rate: float = 1.0
+    external_id: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Webhook:
+    """Be told of events."""
+
+    name: str
+    scope_id: str
+    url: str
+    events: tuple[str, ...] = ()
+    secret: str | None = None
+    """Sealed; signs what is sent."""
+    enabled: bool = True
+    external_id: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ApiToken:
+    """Be a credential of the management plane."""
+
+    name: str
+    scope_id: str
+    permissions: tuple[str, ...] = ()
+    """Such as ``virtualKeys:view``; with ``role`` both count."""
+    role: RoleName | None = None
+    user_id: str | None = None
+    expires_at: str | None = None
+    display_prefix: str = ""
+    hash: str = ""
+    """Hex HMAC-SHA256 under the pepper; never returned."""
+    revoked: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class PriceOverride:
+    """Put an operator's price over the table's from a moment on."""
+
+    provider: str
+    """Type."""
+    model: str
+    """Glob."""
+    effective_at: str
+    """RFC 3339."""
+    rates: Mapping[str, int | None]
+    """Members of Rates, nano-USD per million tokens."""
+    scope_id: str
+    external_id: str | None = None
+
+
+@attrs.frozen
+class Kind:
+    """Say what a kind of object is called and what is unique about it."""
+
+    name: str
+    prefix: str
+    type: type[Any]
+    unique: Mapping[str, tuple[str, ...]]
+    """Name of a constraint → the members that are unique together among the active objects of this kind; an object
+    where one of them is None is not bound by it."""
+    secrets: tuple[str, ...] = ()
+    """Members that are never returned."""
+
+
+_NAMED = {"name": ("scope_id", "name"), "external_id": ("external_id",)}
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("organization", "org_", Organization, {"slug": ("slug",)}),
+        Kind("team", "team_", Team, {"slug": ("organization_id", "slug")}),
+        Kind("project", "proj_", Project, {"slug": ("team_id", "slug")}),
+        Kind("user", "user_", User, {"slug": ("organization_id", "slug")}),
+        Kind("service_account", "svc_", ServiceAccount, {"slug": ("project_id", "slug")}),
+        Kind("group", "grp_", Group, {"slug": ("organization_id", "slug")}),
+        Kind("provider_binding", "gpc_", Binding, {**_NAMED, "handle": ("handle",)}, ("credential",)),
+        Kind(
+            "virtual_key",
+            "vk_",
+            VirtualKey,
+            {"name": ("project_id", "name"), "external_id": ("external_id",), "hash": ("hash",)},
+            ("hash", "previous_hash"),
+        ),
+        Kind("budget", "bud_", Budget, {"name": ("name",), "external_id": ("external_id",)}),
+        Kind("routing_policy", "rp_", RoutingPolicy, _NAMED),
+        Kind("cache_rule", "cr_", CacheRule, _NAMED),
+        Kind("evaluator", "ev_", Evaluator, _NAMED),
+        Kind("guardrail", "gr_", Guardrail, _NAMED),
+        Kind("webhook", "wh_", Webhook, _NAMED, ("secret",)),
+        Kind("api_token", "tok_", ApiToken, {"name": ("scope_id", "name"), "hash": ("hash",)}, ("hash",)),
+        Kind("price_override", "pr_", PriceOverride, {"external_id": ("external_id",)}),
+    )
+}
+"""Every kind, by name."""
+
+
+def unique_values(kind: Kind, document: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the values a document holds, by name of constraint."""
+    values = {name: tuple(document.get(member) for member in members) for name, members in kind.unique.items()}
+    return {name: found for name, found in values.items() if all(found)}  # type: ignore[misc]
