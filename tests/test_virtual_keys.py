@@ -303,7 +303,7 @@ def test_short_pepper_is_refused_without_showing_it() -> None:
 def test_configured_keys_are_found_by_hash_only() -> None:
     secret = new_key()
     config = KeysConfig(pepper=Secret(PEPPER), keys=(KeyConfig(name="k", secret=Secret(secret)),))
-    directory = ConfiguredKeys(config, "penstock")
+    directory = ConfiguredKeys(config, PEPPER.encode(), "penstock")
     found = directory.find_key(hash_key(PEPPER.encode(), secret.encode()))
     assert found is not None
     assert found.principal.virtual_key_id == "vk_k"

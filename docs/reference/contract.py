@@ -86,6 +86,18 @@ VALIDITY = (
         "`watch_chunks` sets it; empty, not None, where a plugin sees all chunks.",
     ),
     (
+        "pre_request",
+        "once routing has resolved the model",
+        "chain",
+        "For the plugins after it: the candidates, in order. Empty where the model is not known or another selects.",
+    ),
+    (
+        "pre_request",
+        "once a plugin excluded a binding",
+        "excluded",
+        "`exchange.exclude` adds to it.",
+    ),
+    (
         "select_provider",
         "per attempt",
         "attempts candidate",
@@ -116,7 +128,7 @@ object and no form, also for the empty one of `GET /v1/models`: ask only where `
 _VALIDITY_FOOT = """
 "Does the client want a stream?" is `exchange.peek.stream`; "is this a chat completion?" is
 `exchange.request.endpoint.dialect == "openai.chat"`. `reply_fields` count until the first byte goes to the client, so
-add to it in `authenticate`, `pre_request` or `select_provider`. A plugin's own values belong into `exchange.state`:
+add to it in `authenticate`, `pre_request`, `select_provider` or `admit_attempt`. A plugin's own values belong into `exchange.state`:
 
 ```python
 from penstock import Exchange, StateKey, hookimpl

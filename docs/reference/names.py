@@ -26,7 +26,7 @@ SECTIONS = {
         "Candidate", "Attempt", "Usage", "TraceContext", "StateKey", "Chunk", "Event", "BodyWindow",
     ),
     "For providers": (
-        "Provider", "HTTPProvider", "OpenAIProvider", "AnthropicProvider", "ProviderBinding", "Timeouts", "Secret",
+        "Provider", "HTTPProvider", "OpenAIProvider", "AnthropicProvider", "ProviderBinding", "Timeouts", "RateLimits", "Secret",
         "Address", "Origin", "UpstreamRequest", "ResponseFilter", "Transport", "UpstreamResponse", "ResponseHead",
         "Receiver",
     ),
