@@ -24,6 +24,7 @@ from penstock.governance.prices import PER, Price, PriceTable, Rates, Tier
 from penstock.governance.stores import (
     AuditEntry,
     ConflictError,
+    LocalAdmin,
     ObjectStore,
     Reading,
     Scope,
@@ -54,6 +55,7 @@ __all__ = [
     "LedgerEntry",
     "LedgerReader",
     "LedgerUnavailableError",
+    "LocalAdmin",
     "ObjectStore",
     "Outcome",
     "Price",

@@ -182,3 +182,16 @@ class Vault(Protocol):
     def open(self, sealed: str, *, context: str) -> str:
         """Return a sealed secret. Raises ValueError for another key, another context or damage."""
         ...
+
+
+class LocalAdmin(Protocol):
+    """Hand the owner of an embedded store's files the credential of its first administrator.
+
+    Provided by a store that keeps it beside its database (``<db>.admin-token``, mode 0600), made at the first start;
+    ``penstock`` run by the same user on the same machine finds it, through the runtime file of the gateway.
+    """
+
+    @property
+    def admin_token(self) -> str | None:
+        """Return the secret, from within the lifespan; None where it was taken away, or was never kept."""
+        ...
