@@ -16,8 +16,10 @@ import attrs
 from penstock.config import Configuration
 from penstock.errors import ConfigurationError
 from penstock.gateway import Gateway
+from penstock.governance import LocalAdmin
 from penstock.log import Log, message_of, traceback_of
 from penstock.logs import LogSink
+from penstock.runtime_file import RuntimeFile, local_url
 from penstock.telemetry import Sink, Telemetry
 from penstock.workers import Supervisor
 
@@ -63,13 +65,32 @@ async def _run(gateway: Gateway, read: Read, announce: Announce | None, lifeline
                 ) from error
             _settle_garbage()
             log.info("listening", address=gateway.configuration.gateway.listen, port=port)
-            if announce is not None:
-                announce(port)
-            async for number in signals:
-                if number != signal.SIGHUP:
-                    break
-                await _reload(gateway, read, log)
+            runtime_file = RuntimeFile()
+            try:
+                _let_in(gateway, port, runtime_file)
+                if announce is not None:
+                    announce(port)
+                async for number in signals:
+                    if number != signal.SIGHUP:
+                        break
+                    await _reload(gateway, read, log)
+                    _let_in(gateway, port, runtime_file)
+            finally:
+                runtime_file.remove()
             log.info("draining", in_flight=gateway.server.in_flight)
+
+
+def _let_in(gateway: Gateway, port: int, runtime_file: RuntimeFile) -> None:
+    """Let the command line of the same user find this gateway, where its store keeps a token for that."""
+    local = gateway.generation.services.find(LocalAdmin)  # type: ignore[type-abstract]
+    token = None if local is None else local.admin_token
+    if token is None:
+        runtime_file.remove()
+        return
+    config = gateway.configuration.gateway
+    url = local_url(config.address[0], port, scheme="http" if config.tls is None else "https")
+    if runtime_file.put(url, token) is None:
+        gateway.telemetry.log.warning("no folder takes a runtime file, so penstock's commands need --url", url=url)
 
 
 def _end_with(lifeline: int) -> None:
