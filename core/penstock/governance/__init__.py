@@ -5,6 +5,7 @@ Protocols are provided and found through ``Services``; the values beside them ar
 
 from penstock.governance.budgets import BudgetDirectory, BudgetRule
 from penstock.governance.counters import Claim, Counters, Exceeded, Reservation
+from penstock.governance.credentials import is_token, new_id, new_token, token_prefix
 from penstock.governance.ledgers import (
     CostSource,
     Debit,
@@ -71,7 +72,11 @@ __all__ = [
     "UsageQuery",
     "UsageRow",
     "Vault",
+    "is_token",
+    "new_id",
+    "new_token",
     "read_usd",
+    "token_prefix",
     "unique_values",
     "write_usd",
 ]

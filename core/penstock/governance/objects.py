@@ -198,6 +198,8 @@ class VirtualKey:
     """Of the secret before the last rotation; never returned."""
     previous_expires_at: str | None = None
     """Until when that one works."""
+    budget_id: str | None = None
+    """The budget given inline with the key."""
 
 
 @attrs.frozen(kw_only=True)
@@ -318,6 +320,7 @@ class ApiToken:
 
     name: str
     scope_id: str
+    """Organization, team or project; ``*`` is the whole installation."""
     permissions: tuple[str, ...] = ()
     """Such as ``virtualKeys:view``; with ``role`` both count."""
     role: RoleName | None = None
