@@ -34,6 +34,7 @@ from penstock.governance.stores import (
     Transaction,
     Vault,
 )
+from penstock.governance.windows import Period, period_for, period_of, read_time, write_time
 
 __all__ = [
     "KINDS",
@@ -59,6 +60,7 @@ __all__ = [
     "LocalAdmin",
     "ObjectStore",
     "Outcome",
+    "Period",
     "Price",
     "PriceTable",
     "Rates",
@@ -75,8 +77,12 @@ __all__ = [
     "is_token",
     "new_id",
     "new_token",
+    "period_for",
+    "period_of",
+    "read_time",
     "read_usd",
     "token_prefix",
     "unique_values",
+    "write_time",
     "write_usd",
 ]
