@@ -40,10 +40,16 @@ _ERRORS = (ValueError, RecursionError)  # msgspec's errors are ValueErrors
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=COUNT_LIMIT)] | None
 
 
+class _CachedDetails(msgspec.Struct, gc=False):
+    audio_tokens: _Tokens = None
+
+
 class _Details(msgspec.Struct, gc=False):
     cached_tokens: _Tokens = None
     cache_write_tokens: _Tokens = None
     reasoning_tokens: _Tokens = None
+    audio_tokens: _Tokens = None
+    cached_tokens_details: _CachedDetails | None = None  # audio models
 
 
 class _Counts(msgspec.Struct, gc=False):
@@ -58,7 +64,9 @@ class _Counts(msgspec.Struct, gc=False):
     prompt_token_details: _Details | None = None  # assistants
     completion_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
+    input_token_details: _Details | None = None  # transcriptions
     output_tokens_details: _Details | None = None
+    output_token_details: _Details | None = None
     prompt_cache_hit_tokens: _Tokens = None  # DeepSeek
     num_cached_tokens: _Tokens = None  # Mistral
     cached_tokens: _Tokens = None  # Moonshot, Together
@@ -172,8 +180,19 @@ def _classify_loosely(found: object) -> Usage | None:
         if not name.endswith("_details"):
             fields[name] = count(value) if type(value) in {int, float} else None
         elif type(value) is dict:
-            fields[name] = _Details(*[count(value.get(part)) for part in _Details.__struct_fields__])
+            fields[name] = _details_loosely(value)
     return _classify(_Counts(**fields))
+
+
+def _details_loosely(found: dict[str, Any]) -> _Details:
+    cached = found.get("cached_tokens_details")
+    return _Details(
+        count(found.get("cached_tokens")),
+        count(found.get("cache_write_tokens")),
+        count(found.get("reasoning_tokens")),
+        count(found.get("audio_tokens")),
+        _CachedDetails(count(cached.get("audio_tokens"))) if type(cached) is dict else None,
+    )
 
 
 def _classify(found: _Counts) -> Usage | None:
@@ -184,7 +203,8 @@ def _classify(found: _Counts) -> Usage | None:
         output_details = found.completion_tokens_details
     else:
         prompt, output = found.input_tokens, found.output_tokens
-        details, output_details = found.input_tokens_details, found.output_tokens_details
+        details = found.input_tokens_details or found.input_token_details
+        output_details = found.output_tokens_details or found.output_token_details
         if prompt is None and output is None:
             return None if found.total_tokens is None else Usage(found.total_tokens)
     prompt = prompt or 0
@@ -201,8 +221,19 @@ def _classify(found: _Counts) -> Usage | None:
             output += reasoning
         elif reasoning > output:
             reasoning = output
-    cold = prompt - cached - written
-    return Usage(max(cold, 0), cached, written, 0, output, reasoning, "provider")
+    cold = max(prompt - cached - written, 0)
+    audio = (0, 0) if details is None or not details.audio_tokens else _audio(details, cold, cached)
+    spoken = 0 if output_details is None else min(output_details.audio_tokens or 0, output)
+    return Usage(cold, cached, written, 0, output, reasoning, "provider", *audio, spoken)
+
+
+def _audio(details: _Details, cold: int, cached: int) -> tuple[int, int]:
+    """Give the part of the cold and of the cached input that is audio: uncached first where nothing tells."""
+    audio = details.audio_tokens or 0
+    split = details.cached_tokens_details
+    known = 0 if split is None else min(split.audio_tokens or 0, cached, audio)
+    fresh = min(audio - known, cold)
+    return fresh, known if split is not None else min(audio - fresh, cached)
 
 
 def ask_for_usage(body: bytes, peek: RequestPeek) -> bytes | None:
