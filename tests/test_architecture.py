@@ -24,6 +24,8 @@ RELAY_PATH = (
     "connection.py", "forwarding.py", "http_providers.py", "metering.py", "outbox.py", "pipeline.py", "relay.py",
     "replies.py", "server.py", "upstream/direct.py", "upstream/store.py", "upstream/via_httpcore.py",
 )  # fmt: skip
+COMMANDS = {"demo": ("penstock.config.", "penstock.serving."), "management_cli": ("penstock.runtime_file.",)}
+"""What the packages of commands may import beside the public names."""
 MAX_LINES = 500
 MAX_FUNCTION_LINES = 40
 TOP_LEVEL = {"core", "plugins", "contrib", "tests", "benchmarks", "docs", ".ci"}
@@ -56,8 +58,8 @@ def private_imports_of(path: Path) -> list[str]:
     public = {f"penstock.{name}" for name in penstock.__all__} | {"penstock"}
     tools = tuple(f"penstock.{name}." for name in PUBLIC_MODULES)
     ours = {name for name in imports_of(path) if name.partition(".")[0] == "penstock"} - public
-    # The demo is a command, not a plugin: it starts a gateway, as an embedding program does.
-    embedding = ("penstock.config.", "penstock.serving.") if path == PLUGINS / "demo.py" else ()
+    # These are commands, not plugins: one starts a gateway, as an embedding program does, the other finds one.
+    embedding = COMMANDS.get(package_of(path), ()) if path.is_relative_to(PLUGINS) else ()
     return sorted(
         name
         for name in ours

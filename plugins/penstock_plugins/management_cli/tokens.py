@@ -1,0 +1,58 @@
+"""``tokens``: credentials of the management API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from penstock_plugins.management_cli.fields import Field, body_of, parameters
+from penstock_plugins.management_cli.keys import show_secret
+from penstock_plugins.management_cli.output import columns
+from penstock_plugins.management_cli.ownership import ARCHIVED
+from penstock_plugins.management_cli.resources import Resource, idempotency_option, new_group, which_argument
+from penstock_plugins.management_cli.scopes import put_tree_scope, tree_options
+from penstock_plugins.management_cli.terminal import Terminal, command, confirm, yes_option
+
+TOKENS = Resource(
+    name="tokens",
+    path="api-tokens",
+    noun="api token",
+    about="Credentials of the management API: a scope, and what they may do in it.",
+    columns=columns("id", "name", "display_prefix", "role", "permissions", "scope_id", "expires_at", "revoked"),
+    fields=(
+        Field("--name", "name", "What it is called.", is_required=True),
+        Field(
+            "--role",
+            "role",
+            "All that the role may.",
+            type=click.Choice(["org_admin", "project_admin", "developer", "viewer"]),
+        ),
+        Field("--permission", "permissions", "Such as virtualKeys:view; all of them.", is_many=True),
+        Field("--user", "user_id", "User whose own keys it may change (id or slug)."),
+        Field("--expires-at", "expires_at", "RFC 3339, such as 2027-01-31T00:00:00Z."),
+    ),
+    filters=(ARCHIVED,),
+)
+tokens = new_group(TOKENS, ("list", "get"))
+
+
+@command(
+    tokens,
+    "create",
+    [*parameters(TOKENS.fields, "create"), *tree_options(), idempotency_option()],
+    about="Make an api token; prints its id, and its secret this one time.",
+)
+def create(terminal: Terminal, **values: Any) -> None:
+    """Make a token."""
+    body = body_of(TOKENS.fields, values)
+    put_tree_scope(terminal, body, values)
+    answer = terminal.api.request("POST", TOKENS.place, body, idempotency_key=values["idempotency_key"])
+    show_secret(terminal, answer)
+
+
+@command(tokens, "revoke", [which_argument(), yes_option()], about="Have calls with it refused for good.")
+def revoke(terminal: Terminal, which: str, *, is_sure: bool) -> None:
+    """Take a token out of use."""
+    confirm(f"api token {which} will never work again", is_sure=is_sure)
+    terminal.show(terminal.api.request("DELETE", TOKENS.one(which)))
