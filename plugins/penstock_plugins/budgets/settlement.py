@@ -1,0 +1,156 @@
+"""What became of an exchange, as the ledger enters it: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from penstock import Attempt, Exchange, Principal, RequestError, Usage
+from penstock.governance import CostSource, Debit, LedgerEntry, Outcome, Price
+from penstock_plugins.budgets.admission import Admission, Held
+
+_PROVIDERS_FAULT = frozenset({"provider_error", "upstream_timeout", "circuit_open"})
+_UNCOUNTED = "guardrail_blocked"
+"""What was blocked has cost the operator something, and is no use of anybody's budget."""
+
+
+@attrs.frozen
+class Cost:
+    """Hold what an exchange cost, and how that is known."""
+
+    nano_usd: int
+    source: CostSource
+    usage: Usage | None
+    version: str | None = None
+
+
+NOTHING = Cost(0, "none", None)
+
+
+def cost_of(exchange: Exchange, price: Price | None, likely_tokens: int) -> Cost:
+    """Return the cost of an exchange that was asked of a provider, at a price; None is a model without one.
+
+    ``likely_tokens``: input taken for used where the client left before anything could be counted.
+    """
+    usage = exchange.usage
+    if usage is None and _was_left_unanswered(exchange):
+        usage = Usage(input=likely_tokens, source="estimated")
+    if usage is None:
+        if exchange.status is None or exchange.status >= 400 or exchange.error is not None:
+            return NOTHING
+        # An answer that nothing can be counted of: by the request, or visibly without a price.
+        if price is None or not price.rates.request:
+            return Cost(0, "unpriced", None, None if price is None else price.version)
+        return Cost(price.rates.request, "priced", None, price.version)
+    if price is None:
+        return Cost(0, "unpriced", usage)
+    source: CostSource = "priced" if usage.source == "provider" else "estimated"
+    return Cost(price.cost(usage), source, usage, price.version)
+
+
+def _was_left_unanswered(exchange: Exchange) -> bool:
+    """Tell whether the client was gone while a provider was at work on it."""
+    attempts = exchange.attempts
+    return bool(attempts) and not attempts[-1].is_skipped and attempts[-1].reason == "client_gone"
+
+
+def outcome_of(exchange: Exchange) -> Outcome:
+    """Say how an exchange ended."""
+    error, end = exchange.error, exchange.stream_end
+    if error is not None:
+        return "provider_error" if error.code in _PROVIDERS_FAULT and exchange.attempts else "refused"
+    if end == "client_gone":
+        return "client_gone"
+    if end == "upstream_failed":
+        return "cut"
+    if end == "blocked":
+        return "refused"
+    if exchange.status is None:
+        return "client_gone"
+    return "provider_error" if exchange.status >= 400 else "success"
+
+
+def is_counted(exchange: Exchange) -> bool:
+    """Tell whether the cost counts to budgets."""
+    return exchange.error is None or exchange.error.code != _UNCOUNTED
+
+
+def debits_of(held: list[Held], binding_id: str | None) -> tuple[Debit, ...]:
+    """Return which counters an exchange with a binding is charged to."""
+    if len(held) == 1 and held[0].applied.binding_id in (None, binding_id):
+        one = held[0]
+        return (Debit(counter=one.counter, period=one.period, reserved=one.amount),)
+    reserved: dict[str, tuple[int, int]] = {}
+    for one in held:
+        if one.applied.binding_id is None or one.applied.binding_id == binding_id:
+            before = reserved.get(one.counter)
+            reserved[one.counter] = (one.period, one.amount + (0 if before is None else before[1]))
+    return tuple([Debit(counter=name, period=period, reserved=amount) for name, (period, amount) in reserved.items()])
+
+
+def entry_of(
+    exchange: Exchange,
+    principal: Principal,
+    admission: Admission | None,
+    cost: Cost,
+    *,
+    debits: tuple[Debit, ...],
+    started_at_ns: int,
+) -> LedgerEntry:
+    """Return the row of the ledger."""
+    attempts = exchange.attempts
+    made = last_made(attempts)
+    error = exchange.error
+    return LedgerEntry(
+        request_id=exchange.request_id.decode(),
+        started_at_ns=started_at_ns,
+        duration_ns=exchange.ended_ns - exchange.started_ns,
+        organization_id=principal.organization_id,
+        team_id=principal.team_id,
+        project_id=principal.project_id,
+        virtual_key_id=principal.virtual_key_id,
+        principal_id=principal.principal_id,
+        end_user=None if admission is None else admission.end_user,
+        binding_id=None if made is None else made.binding_id,
+        provider=None if made is None else made.provider,
+        model_asked=model_asked(exchange) if admission is None else admission.model_asked,
+        model_served=None if made is None else made.model,
+        usage=cost.usage,
+        cost_nano_usd=cost.nano_usd,
+        cost_source=cost.source,
+        price_version=cost.version,
+        status=exchange.status,
+        outcome=outcome_of(exchange),
+        error=error.code if error is not None else None if made is None else made.reason,
+        is_stream=exchange.is_stream,
+        fallback_count=max(0, len(attempts) - 1),
+        attempts=tuple([_brief(attempt) for attempt in attempts]),
+        debits=debits,
+        tags=principal.tags,
+    )
+
+
+def last_made(attempts: Sequence[Attempt]) -> Attempt | None:
+    """Return the last attempt that was no skip: whoever answered, or failed last."""
+    for attempt in reversed(attempts):
+        if not attempt.is_skipped:
+            return attempt
+    return None
+
+
+def _brief(attempt: Attempt) -> Mapping[str, object]:
+    return {
+        "binding": attempt.binding_id,
+        "model": attempt.model,
+        "reason": attempt.outcome,
+        "status": attempt.status,
+    }
+
+
+def model_asked(exchange: Exchange) -> str | None:
+    """Return the model a request names, None where it cannot be read."""
+    try:
+        return exchange.peek.model
+    except RequestError:
+        return None
