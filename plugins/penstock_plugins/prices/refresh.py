@@ -141,7 +141,6 @@ def lines(providers: Any, version: str, made_on: str) -> Iterator[str]:
         about = {
             "id": provider.id,
             "url": provider.api_pattern,
-            "names": clause(provider.provider_match),
             "owns": clause(provider.model_match),
             "borrows": provider.fallback_model_providers or [],
         }

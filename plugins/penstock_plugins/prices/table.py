@@ -58,7 +58,6 @@ class _Model(msgspec.Struct, array_like=True):
 class _Provider(msgspec.Struct):
     id: str
     url: str
-    names: Any
     owns: Any
     borrows: list[str]
     models: msgspec.Raw
@@ -122,7 +121,7 @@ class PublishedPrices:
         if provider == ANY_PROVIDER:
             yield from sorted(self._providers.values(), key=lambda one: not matches(one.owns, model))
             return
-        own = self._by_address(base_url) or self._by_type(provider)
+        own = self._by_address(base_url) or self._providers.get(PROVIDER_OF_TYPE.get(provider, provider))
         if own is not None:
             yield own
             yield from (self._providers[lender] for lender in own.borrows if lender in self._providers)
@@ -131,12 +130,6 @@ class PublishedPrices:
         if not base_url:
             return None
         return next((one for one in self._providers.values() if re.match(one.url, base_url)), None)
-
-    def _by_type(self, provider: str) -> _Provider | None:
-        name = PROVIDER_OF_TYPE.get(provider, provider)
-        if name in self._providers:
-            return self._providers[name]
-        return next((one for one in self._providers.values() if matches(one.names, name)), None)
 
     def _find_in(self, provider: _Provider, model: str) -> _Model | None:
         models = self._models.get(provider.id)
