@@ -188,6 +188,10 @@ class LedgerReader(Protocol):
         """Return the committed totals of durable counters, by name and period."""
         ...
 
+    async def last_used(self, virtual_key_ids: Sequence[str]) -> Mapping[str, int]:
+        """Return when keys were last used, milliseconds since the epoch; those never used are left out."""
+        ...
+
     async def adjust(self, entry: LedgerEntry) -> None:
         """Append a correction (``adjusts`` set). Raises LookupError without the row, ValueError for one beyond it."""
         ...
