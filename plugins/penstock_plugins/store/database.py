@@ -119,6 +119,14 @@ class Database:
             job.is_dropped = True
             raise
 
+    def write_now(self, work: Work[T]) -> T:
+        """Run ``work`` in one transaction in this thread, which waits for it. Raises StoreUnavailableError."""
+        try:
+            with self.writer.begin() as connection:
+                return work(connection)
+        except DBAPIError as error:
+            raise _translated(error) from error
+
     def write_soon(self, work: Work[Any], done: Callable[[BaseException | None], None]) -> None:
         """Queue ``work`` for a transaction of its own and return at once; works run in the order they were queued.
 
