@@ -29,7 +29,7 @@ class RunningGateway:
     token: str = attrs.field(repr=False)
     """Secret of an api token."""
     pid: int
-    started_at_ms: int
+    started_at_ns: int
     """When it began to listen."""
 
     @property
@@ -63,7 +63,7 @@ class RuntimeFile:
 
     def put(self, url: str, token: str, environment: Mapping[str, str] | None = None) -> Path | None:
         """Write the file in place of the one before; return its path, or None where no folder takes it."""
-        found = {"url": url, "token": token, "pid": os.getpid(), "started_at_ms": time.time_ns() // 1_000_000}
+        found = {"url": url, "token": token, "pid": os.getpid(), "started_at_ns": time.time_ns()}
         for folder in runtime_folders(os.environ if environment is None else environment):
             with contextlib.suppress(OSError):
                 path, lock = _write(folder, json.dumps(found).encode())
@@ -116,7 +116,7 @@ def running_gateways(environment: Mapping[str, str] | None = None) -> list[Runni
 
 
 def _age(gateway: RunningGateway) -> tuple[int, int]:
-    return gateway.started_at_ms, gateway.pid
+    return gateway.started_at_ns, gateway.pid
 
 
 def _read(path: Path) -> RunningGateway | None:
@@ -136,7 +136,7 @@ def _read(path: Path) -> RunningGateway | None:
         try:
             content = json.loads(stream.read(65_536))
             return RunningGateway(
-                str(content["url"]), str(content["token"]), int(content["pid"]), int(content["started_at_ms"])
+                str(content["url"]), str(content["token"]), int(content["pid"]), int(content["started_at_ns"])
             )
         except (ValueError, KeyError, TypeError):
             return None

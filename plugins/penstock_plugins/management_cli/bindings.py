@@ -7,14 +7,13 @@ from typing import Any
 
 import click
 
-from penstock_plugins.management_cli.client import Answer, RefusedError
+from penstock_plugins.management_cli.client import Answer, RefusedError, path_of
 from penstock_plugins.management_cli.fields import Field, SecretField, body_of, pairs, parameters
 from penstock_plugins.management_cli.output import Column, columns, note
 from penstock_plugins.management_cli.ownership import ARCHIVED
 from penstock_plugins.management_cli.resources import (
     Resource,
     add_action,
-    etag_of,
     idempotency_option,
     new_group,
 )
@@ -23,6 +22,8 @@ from penstock_plugins.management_cli.terminal import Terminal, command
 
 STAND_IN = "demo-stand-in:"
 """What the external id of the bindings begins with that answer in the demo for providers without a credential."""
+_ALL_HIDDEN = 8
+"""Credentials up to this length show no characters at all."""
 RATES = (
     Field("--rpm", "rate_limits.rpm", "Requests a minute.", type=click.IntRange(1)),
     Field("--tpm", "rate_limits.tpm", "Tokens a minute.", type=click.IntRange(1)),
@@ -93,18 +94,42 @@ def _settled(terminal: Terminal, body: Mapping[str, Any], conflict: RefusedError
     answer = terminal.api.request("GET", BINDINGS.one(str(conflict.meta["id"])))
     there = answer.content
     if str(there.get("external_id") or "").startswith(STAND_IN):
-        change = {"external_id": None, **{member: value for member, value in body.items() if member != "name"}}
-        changed = terminal.api.request("PATCH", BINDINGS.one(there["id"]), change, etag=etag_of(str(there["version"])))
-        note(f"{name}: took the place of the demo's stand-in; keys that name it now reach {body.get('type')}")
-        return changed
-    last4 = str(body.get("credential") or "")[-4:] or None
+        return _in_place_of(terminal, there, body)
+    credential = body.get("credential")
+    shows_end = credential is None or len(credential) > _ALL_HIDDEN
+    is_same = there.get("credential_last4") == (credential[-4:] if credential and shows_end else None)
     rest = {member: value for member, value in body.items() if member != "credential"}
-    if there.get("credential_last4") == last4 and all(there.get(member) == value for member, value in rest.items()):
+    if is_same and all(there.get(member) == value for member, value in rest.items()):
         note(f"{name}: is there already, with this credential; nothing was changed")
         return answer
-    about = f"credential …{there['credential_last4']}" if there.get("credential_last4") else "without a credential"
+    about = f"credential …{there['credential_last4']}" if there.get("credential_last4") else "its credential is hidden"
     raise RefusedError(
         f"name: {name!r} is taken by {there['id']} (type {there.get('type')}, {about}); "
         f"'penstock providers update {name}' changes that one, another --name makes a second [conflict]",
         status=409,
     )
+
+
+def _in_place_of(terminal: Terminal, stand_in: Mapping[str, Any], body: Mapping[str, Any]) -> Answer:
+    """Make the real binding, lead the keys to it that named the demo's stand-in, and archive that. Raises RefusedError.
+
+    The type of a binding cannot be changed, so it takes a new one.
+    """
+    api, name = terminal.api, body["name"]
+    old = BINDINGS.one(stand_in["id"])
+    api.request("PATCH", old, {"name": f"{name}-{stand_in['id'][-6:].lower()}"})
+    try:
+        answer = api.request("POST", BINDINGS.place, body)
+    except RefusedError:
+        api.request("PATCH", old, {"name": name})
+        raise
+    real = answer.content["id"]
+    for page in list(api.pages(path_of("virtual-keys"), {"limit": 200})):
+        for key in page["data"]:
+            named = key.get("provider_bindings") or []
+            if stand_in["id"] in named:
+                changed = [real if each == stand_in["id"] else each for each in named]
+                api.request("PATCH", path_of("virtual-keys", key["id"]), {"provider_bindings": changed})
+    api.request("DELETE", old)
+    note(f"{name}: takes the place of the demo's stand-in, for the keys that name it too")
+    return answer

@@ -46,14 +46,14 @@ class Field:
 
     def parameter(self, verb: str) -> click.Option:
         """Return the option; a switch of type bool has a negative form."""
-        declared = f"{self.option}/--no-{self.option[2:]}" if self.type is bool else self.option
+        if self.type is bool:
+            return click.Option([f"{self.option}/--no-{self.option[2:]}", self.key], help=self.help, default=None)
         return click.Option(
-            [declared, self.key],
+            [self.option, self.key],
             help=self.help,
-            type=None if self.type is bool else self.type,
+            type=self.type,
             multiple=self.is_many,
             required=self.is_required and verb == "create",
-            default=None,
         )
 
 
