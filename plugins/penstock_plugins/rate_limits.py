@@ -49,12 +49,17 @@ def room(limit: int, previous: int, elapsed_ms: int) -> int:
 
 
 def wait_ms(limit: int, amount: int, used: int, previous: int, elapsed_ms: int) -> int:
-    """Return in how many milliseconds an amount fits, if nothing else is asked for or given back until then."""
+    """Return in how many milliseconds an amount fits, if nothing else is asked for or given back until then.
+
+    ``limit`` is the whole one, of which ``used`` and ``previous`` are taken.
+    """
     left = limit - amount - used
     if left >= 0:
         if previous * (MINUTE_MS - elapsed_ms) <= left * MINUTE_MS:
             return 0
         return MINUTE_MS - elapsed_ms - left * MINUTE_MS // previous
+    if not used:
+        return MINUTE_MS  # nothing is in its way but the limit: it never fits
     left = max(0, limit - amount)
     return 2 * MINUTE_MS - elapsed_ms - min(MINUTE_MS, left * MINUTE_MS // used)
 
