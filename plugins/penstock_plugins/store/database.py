@@ -75,10 +75,11 @@ class Database:
         self._jobs.put(None)
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._thread.join)
-            await anyio.to_thread.run_sync(self._dispose)
+            await anyio.to_thread.run_sync(self.dispose)
             await asyncio.sleep(0)  # callbacks of the last jobs run before whoever closes goes on
 
-    def _dispose(self) -> None:
+    def dispose(self) -> None:
+        """Let go of every connection; for who has not entered."""
         if self._watch is not None:
             self._watch.close()
         self._reader.dispose()

@@ -98,14 +98,14 @@ class SQLTransaction(SQLReading):
 
     def __init__(self, connection: Connection, clock: Clock) -> None:
         super().__init__(connection)
-        self._now_ms = int(clock() * 1000)
+        self.now_ms = int(clock() * 1000)
         self.revision: int | None = None
         """Of the store after this transaction; None where it has changed no object."""
 
     def insert(
         self, kind: str, object_id: str, scope: Scope, document: Mapping[str, Any], unique: Mapping[str, Sequence[str]]
     ) -> StoredObject:
-        now = self._now_ms
+        now = self.now_ms
         stored = StoredObject(kind, object_id, scope, 1, now, now, None, _plain(document))
         if self.get(kind, object_id) is not None:
             raise ConflictError(f"{kind} {object_id} exists already", field="id", other_id=object_id)
@@ -128,7 +128,7 @@ class SQLTransaction(SQLReading):
         following = attrs.evolve(
             stored,
             version=stored.version + 1,
-            updated_at_ms=self._now_ms,
+            updated_at_ms=self.now_ms,
             document=_plain(document),
             scope=scope or stored.scope,
         )
@@ -138,7 +138,7 @@ class SQLTransaction(SQLReading):
 
     def archive(self, stored: StoredObject) -> StoredObject:
         following = attrs.evolve(
-            stored, version=stored.version + 1, updated_at_ms=self._now_ms, archived_at_ms=self._now_ms
+            stored, version=stored.version + 1, updated_at_ms=self.now_ms, archived_at_ms=self.now_ms
         )
         self._put(stored, following)
         self._hold(following, {})
@@ -150,7 +150,7 @@ class SQLTransaction(SQLReading):
 
     def remember(self, key: str, fingerprint: bytes, answer: bytes, *, expires_at_ms: int) -> None:
         kept = idempotency.c
-        self._connection.execute(delete(idempotency).where((kept.expires_at_ms <= self._now_ms) | (kept.key == key)))
+        self._connection.execute(delete(idempotency).where((kept.expires_at_ms <= self.now_ms) | (kept.key == key)))
         row = {"key": key, "fingerprint": fingerprint, "answer": answer, "expires_at_ms": expires_at_ms}
         self._connection.execute(insert(idempotency).values(row))
 

@@ -31,6 +31,22 @@ def unlock(connection: Connection, place: Place, encryption_key: Secret | None, 
     return vault
 
 
+def ring_of(given: Secret | None, path: Path) -> Ring:
+    """Return the encryption keys of a database that was made before. Raises ConfigurationError."""
+    return _ring(given, path, is_fresh=False)
+
+
+def pepper_of(given: Secret | None, path: Path) -> bytes:
+    """Return the pepper of a database that was made before. Raises ConfigurationError."""
+    return _pepper(given, path, is_fresh=False)
+
+
+def fault_of_keys(check: str | None, place: Place, encryption_key: Secret | None, pepper: Secret | None) -> str | None:
+    """Say why keys do not fit the database whose check value this is. Raises ConfigurationError."""
+    vault = SealedVault(ring_of(encryption_key, place.key), pepper_of(pepper, place.pepper))
+    return None if check is None else vault.fault_of(check)
+
+
 def _ring(given: Secret | None, path: Path, *, is_fresh: bool) -> Ring:
     if given is not None:
         text, where = given.reveal(), "encryption_key:"
