@@ -43,6 +43,8 @@ class Admission:
     """Counting tokens is not."""
     end_user: str | None = None
     prices: dict[Candidate, Price | None] = attrs.Factory(dict)
+    stand_ins: set[Price] = attrs.Factory(set)
+    """Those of ``prices`` that stand in for one nobody knows."""
     applied: tuple[Applied, ...] = ()
     held: list[Held] = attrs.Factory(list)
     reservations: list[Reservation] = attrs.Factory(list)
@@ -61,6 +63,8 @@ class Admission:
         price = table.find(binding.type, candidate.model or "", self.now, base_url=binding.base_url)
         if price is None and table.unknown == "estimate":
             price = table.estimate(binding.type)
+            if price is not None:
+                self.stand_ins.add(price)
         prices[candidate] = price
         return price
 
@@ -113,13 +117,14 @@ class Admitter:
                 self._exclude(exchange, admission, candidate.binding.id, without_price(candidate))
 
     def _exclude(self, exchange: Exchange, admission: Admission, binding_id: str, refusal: RequestError) -> None:
-        """Keep the exchange from a binding. Raises the refusal where no other is left."""
+        """Keep the exchange from a binding. Raises why the first may not be asked where no other is left."""
         exchange.exclude(binding_id, refusal)
         left = [candidate for candidate in admission.candidates if candidate.binding.id != binding_id]
         admission.candidates = left
         if not left:
             self._warn(exchange, admission)
-            raise refusal
+            first = exchange.chain[0].binding.id if exchange.chain else binding_id
+            raise (exchange.excluded or {}).get(first, refusal)
 
     # --- reserving ------------------------------------------------------------------------------------------------
 

@@ -220,7 +220,10 @@ class Budgets:
             return NOTHING, ()
         if admission.likely_tokens < 0:
             admission.likely_tokens = likely_input(exchange)
-        cost = cost_of(exchange, admission.price_of(candidate, self._admitter.table), admission.likely_tokens)
+        price = admission.price_of(candidate, self._admitter.table)
+        cost = cost_of(exchange, price, admission.likely_tokens)
+        if price in admission.stand_ins and cost.source == "priced":
+            cost = attrs.evolve(cost, source="estimated")
         if cost.nano_usd and outcome_of(exchange) == "success":
             self._averages.add(admission.principal.virtual_key_id, candidate.model, cost.nano_usd)
         if not is_counted(exchange):
