@@ -346,5 +346,5 @@ async def test_endpoints_and_probes_stay_with_the_gateway() -> None:
 )
 async def test_prefix_that_cannot_be_had_is_refused_at_start(prefix: str) -> None:
     harness = Harness([("console", Console(echo, prefix))], gateway={"anonymous": True}, bare=True)
-    with pytest.raises(ConfigurationError, match="plugin 'console'"):
+    with pytest.raises(ConfigurationError, match=r"\[plugins\.console\] mount prefix"):
         Gateway(harness.configuration())

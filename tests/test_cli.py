@@ -345,3 +345,40 @@ def _wait_for(server: subprocess.Popen[bytes], event: str) -> dict[str, object]:
 def _stop(server: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
     server.send_signal(number)
     assert server.wait(timeout=60) == 0
+
+
+BRINGING = """
+import attrs
+from penstock import OpenAIProvider, Services, hookimpl
+
+@attrs.define
+class Bringing:
+    services: Services
+
+    @attrs.frozen
+    class Config:
+        regions: tuple[str, ...]
+
+    config: Config
+
+    @hookimpl
+    def register_providers(self):
+        return [OpenAIProvider(type=f"acme-{region}") for region in self.config.regions]
+"""
+
+
+def test_plugins_show_prints_the_provider_types_a_plugin_brings(run: Run, config: Path, tmp_path: Path) -> None:
+    for name, types in (("openai", ["openai"]), ("mock", ["mock"]), ("virtual_keys", [])):
+        assert json.loads(run("plugins", "show", name, "--format", "json").out)["provider_types"] == types
+    (tmp_path / "bringing.py").write_text(BRINGING)
+    settings = '\n[plugins.bringing]\nregions = ["eu", "us"]\n'
+    config.write_text(CONFIG.replace('"mock"]', '"mock", "./bringing.py"]') + settings)
+    shown = json.loads(run("plugins", "show", "./bringing.py", "--format", "json").out)
+    assert shown["provider_types"] == ["acme-eu", "acme-us"]
+
+
+def test_plugins_show_leaves_out_provider_types_that_only_settings_could_tell(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "bringing.py").write_text(BRINGING)
+    outcome = run("plugins", "show", "./bringing.py", "--format", "json")
+    assert outcome.status == 0
+    assert json.loads(outcome.out)["provider_types"] is None

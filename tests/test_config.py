@@ -332,6 +332,66 @@ def test_secrets_never_print() -> None:
     assert f"{config.pepper}" == "Secret('…')"
 
 
+@attrs.frozen
+class _Deep:
+    file: Path = Path("deep.log")
+
+
+def _is_in_place(_: Any, __: Any, value: Path) -> None:
+    if not value.is_absolute():
+        raise ValueError("was looked at before it was resolved")
+
+
+@attrs.frozen
+class _Places:
+    given: Path = Path("unused")
+    file: Path = attrs.field(default=Path("own.log"), validator=_is_in_place)
+    made: Path | None = attrs.field(factory=lambda: Path("made.log"))
+    many: tuple[Path, ...] = (Path("a"), Path("/b"))
+    named: Mapping[str, Path] = attrs.field(factory=lambda: {"x": Path("c")})
+    none: Path | None = None
+    deep: _Deep = attrs.field(factory=_Deep)
+    beside: Path = attrs.field()
+    word: str = "own.log"
+
+    @beside.default
+    def _beside(self) -> Path:
+        return self.given / "beside"
+
+
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_default_paths_are_relative_to_the_configuration_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_absolute: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "conf"
+    folder = here if is_absolute else Path("conf")
+    found = structure({"given": "g"}, _Places, where="f.toml:", folder=folder)
+    assert (found.given, found.file, found.made) == (here / "g", here / "own.log", here / "made.log")
+    assert (found.many, found.named) == ((here / "a", Path("/b")), {"x": here / "c"})
+    assert (found.none, found.deep.file, found.beside) == (None, here / "deep.log", here / "g" / "beside")
+    assert found.word == "own.log"
+    assert structure({"deep": {}}, _Places, where="f.toml:", folder=folder).deep.file == here / "deep.log"
+
+
+def test_home_folder_is_spelled_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @attrs.frozen
+    class Placed:
+        given: Path
+        file: Path = Path("~/own.log")
+        token: Secret = Secret("")
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "token").write_text("t")
+    table = {"given": "~/g", "token": {"file": "~/token"}}
+    found = structure(table, Placed, where="f.toml:", folder=tmp_path)
+    assert (found.given, found.file) == (tmp_path / "home" / "g", tmp_path / "home" / "own.log")
+    assert found.token.reveal() == "t"
+    with pytest.raises(ConfigurationError, match=r"f\.toml: given: .*home"):
+        structure({"given": "~no-such-user-here/g"}, Placed, where="f.toml:", folder=tmp_path)
+
+
 def test_paths_are_relative_to_the_configuration_file(tmp_path: Path) -> None:
     @attrs.frozen
     class Placed:

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from abused_gateway import BODY, CHAT, abused, refused
-from penstock import Exchange, hookimpl
+from penstock import Exchange, OpenAIProvider, hookimpl
 from penstock.config import read_document
 from penstock.errors import ConfigurationError
 from penstock.gateway import Gateway
@@ -111,7 +111,7 @@ async def test_lifespan_that_fails_leaves_those_entered_before_and_the_generatio
     lives = Lives()
     async with Harness([lives], upstream=FakeUpstream([[http_reply(b"1")]])) as harness:
         broken = Harness([lives, Quits()], upstream=FakeUpstream())
-        with pytest.raises(ConfigurationError, match="'quits' did not start: SystemExit"):
+        with pytest.raises(ConfigurationError, match=r"\[plugins.quits\] did not start: SystemExit"):
             await harness.gateway.reload(broken.configuration)
         assert (lives.entered, lives.left) == (2, 1)
         assert (await harness.request("POST", CHAT, body=BODY)).body == b"1"
@@ -250,6 +250,77 @@ def test_embedded_gateway_serves_under_a_loop_that_anyio_did_not_start(run: Call
 
     coroutine: Coroutine[Any, Any, bytes] = ask()
     assert run(coroutine).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+# --- what a plugin does wrong at start ---------------------------------------------------------------------------
+
+
+class Opens:
+    """Open a file that is not there."""
+
+    @hookimpl
+    def lifespan(self) -> AbstractAsyncContextManager[None]:
+        return self._live()
+
+    @asynccontextmanager
+    async def _live(self) -> AsyncIterator[None]:
+        with open("/no"):  # noqa: ASYNC230 - what a beginner writes
+            yield
+
+
+class Single:
+    """Return a provider where a list of them belongs."""
+
+    @hookimpl
+    def register_providers(self) -> Any:
+        return OpenAIProvider(type="single")
+
+
+class Routes:
+    """Return a prefix where a list of mounts belongs."""
+
+    @hookimpl
+    def register_routes(self) -> Any:
+        return 7
+
+
+class Raises:
+    """Fail while the gateway is built."""
+
+    @hookimpl
+    def register_providers(self) -> Any:
+        raise KeyError("region")
+
+
+class Complains:
+    """Say what is wrong with the configuration."""
+
+    @hookimpl
+    def register_providers(self) -> Any:
+        raise ConfigurationError("region: is missing")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "fault"),
+    [
+        (
+            Opens,
+            "harness: [plugins.opens] did not start: FileNotFoundError: [Errno 2] No such file or directory: '/no'",
+        ),
+        (
+            Single,
+            "harness: [plugins.single] register_providers must return a list of providers, returned OpenAIProvider",
+        ),
+        (Routes, "harness: [plugins.routes] register_routes must return a list of mounts, returned int"),
+        (Raises, "harness: [plugins.raises] failed in register_providers: KeyError: 'region'"),
+        (Complains, "harness: [plugins.complains] region: is missing"),
+    ],
+)
+async def test_plugin_that_fails_at_start_is_a_line_with_file_and_plugin(plugin: type[Any], fault: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        async with Harness([plugin]):
+            pass
+    assert caught.value.faults == (fault,)
 
 
 # --- limits over all connections --------------------------------------------------------------------------------

@@ -216,3 +216,23 @@ def test_chunk_hook_sees_every_stream_only_where_the_plugin_says_so() -> None:
     assert not compiled(kind).sees_all_chunks
     kind.sees_chunks = True
     assert compiled(kind).sees_all_chunks
+
+
+@pytest.mark.parametrize(("asked", "others", "there_are"), [("wacther", True, "'watcher'"), ("watcher", False, "none")])
+async def test_watching_by_a_wrong_name_says_the_name_and_those_there_are(
+    asked: str, others: bool, there_are: str
+) -> None:
+    def ask(self: Any, exchange: Exchange) -> None:
+        exchange.watch_chunks(asked)
+
+    def see(self: Any, exchange: Exchange, chunk: Chunk) -> None: ...
+
+    watcher = plugin("watcher", None, on_stream_chunk=see) if others else plugin("watcher", None, post_response=ask)
+    plugins = [plugin("asker", None, pre_request=ask), watcher]
+    async with Harness(plugins, upstream=answering()) as gateway:
+        reply = await gateway.request("POST", CHAT, body=BODY)
+        assert (reply.status, reply.header("X-Penstock-Error")) == (500, "plugin_error")
+        assert str(gateway.faults[0]) == (
+            f"watch_chunks({asked!r}) was called, and no enabled plugin of that name has on_stream_chunk; "
+            f"those that have one: {there_are}"
+        )

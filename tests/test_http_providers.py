@@ -19,9 +19,10 @@ from penstock import (
     Secret,
     Services,
     Usage,
+    hookimpl,
 )
 from penstock.http_providers import OPENAI_DIALECTS, HTTPProvider
-from penstock.testing import SAMPLES, Harness, Sample, sample_exchange
+from penstock.testing import SAMPLES, FakeUpstream, Harness, Sample, sample_exchange, stream_reply
 from penstock_plugins.providers.openai import OpenAI
 
 OPENAI = OpenAIProvider(type="openai_compatible")
@@ -177,3 +178,39 @@ def test_anthropic_counts_messages_and_no_counting_of_tokens() -> None:
     assert ANTHROPIC.read_usage(sample_exchange(by_path["/v1/messages"]), window(body)) == Usage(5, 2, output=3)
     counted = sample_exchange(by_path["/v1/messages/count_tokens"])
     assert ANTHROPIC.read_usage(counted, window(b'{"input_tokens":5}')) is None
+
+
+# --- what the gateway says for every provider -----------------------------------------------------------------------
+
+
+class Plain:
+    """Bring a provider without telling it what the gateway is configured to do."""
+
+    provider = OpenAIProvider(type="plain")
+
+    @hookimpl
+    def register_providers(self) -> list[OpenAIProvider]:
+        return [self.provider]
+
+
+class Stubborn(Plain):
+    """Bring one that strips whatever the gateway says."""
+
+    provider = OpenAIProvider(type="plain", usage_frame="strip")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("plugin", "setting", "forwards"),
+    [(Plain, "forward", True), (Plain, "strip", False), (Stubborn, "forward", False)],
+)
+async def test_provider_that_says_nothing_of_the_usage_frame_does_what_the_gateway_says(
+    plugin: type[Plain], setting: str, forwards: bool
+) -> None:
+    upstream = FakeUpstream([stream_reply(FRAME, b"data: [DONE]\n\n")])
+    bindings = [{"name": "b", "type": "plain"}]
+    async with Harness([plugin], None, upstream, gateway={"usage_frame": setting}, bindings=bindings) as gateway:
+        asked = {"model": "m", "messages": [], "stream": True}
+        reply = await gateway.request("POST", "/v1/chat/completions", body=asked)
+        assert (FRAME in reply.body) is forwards
+        assert gateway.exchanges[0].usage is not None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from penstock import ConfigurationError, Services
+from penstock import ConfigurationError, ProviderBinding, Services
 from penstock import plugins as loader
 from penstock.config import read_document
 from penstock.hooks import compile_hooks
@@ -288,3 +288,52 @@ def test_declared_needs_are_reported(folder: Path) -> None:
     hook = "sees_chunks = True\nedits_chunks = True\n@hookimpl\ndef on_stream_chunk(self, exchange, chunk): ..."
     _, (plugin,) = load(folder, write_hook(folder, hook))
     assert plugin.needs == ("sees_chunks", "edits_chunks")
+
+
+@pytest.mark.parametrize("decorator", ["@attrs.define(eq=False)", "@attrs.define(slots=False)", "@attrs.frozen"])
+@pytest.mark.parametrize("need", loader.NEEDS)
+def test_annotated_need_is_refused_with_the_way_out(folder: Path, decorator: str, need: str) -> None:
+    hook = "    @hookimpl\n    def on_stream_chunk(self, exchange, chunk): ..."
+    entry = write(folder, "mine.py", f"{decorator}\nclass Mine:\n    {need}: bool = True\n{hook}\n")
+    (fault,) = faults_of(folder, entry)
+    assert fault == (
+        f"f.toml: plugin 'mine': {need} has an annotation, so @attrs.define takes it for an argument of the "
+        f"constructor; drop the annotation: {need} = True"
+    )
+
+
+def test_misspelt_need_with_an_annotation_is_refused(folder: Path) -> None:
+    hook = "    @hookimpl\n    def on_stream_chunk(self, exchange, chunk): ..."
+    entry = write(folder, "mine.py", f"@attrs.define\nclass Mine:\n    see_chunks: bool = True\n{hook}\n")
+    (fault,) = faults_of(folder, entry)
+    assert "see_chunks is no declared need; did you mean" in fault
+
+
+@pytest.mark.parametrize("line", ["sees_chunks: ClassVar[bool] = True", "sees_chunks = True"])
+def test_need_of_the_class_is_no_argument(folder: Path, line: str) -> None:
+    hook = "    @hookimpl\n    def on_stream_chunk(self, exchange, chunk): ..."
+    body = f"from typing import ClassVar\n@attrs.define\nclass Mine:\n    {line}\n{hook}\n"
+    _, (plugin,) = load(folder, write(folder, "mine.py", body))
+    assert plugin.needs == ("sees_chunks",)
+
+
+# --- provider types -----------------------------------------------------------------------------------------
+
+
+def binding(kind: str) -> ProviderBinding:
+    return ProviderBinding("gpc_b", "b", kind, "")
+
+
+def test_provider_type_of_an_installed_plugin_suggests_to_enable_it() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Services().provider_of(binding("mock"))
+    assert str(caught.value) == (
+        "binding 'b': no enabled plugin brings provider type 'mock'; enabled: none; "
+        'an installed plugin is called "mock": add it to [gateway] plugins'
+    )
+
+
+def test_provider_type_nobody_knows_suggests_nothing() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Services().provider_of(binding("mocc"))
+    assert str(caught.value) == "binding 'b': no enabled plugin brings provider type 'mocc'; enabled: none"

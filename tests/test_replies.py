@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -125,3 +126,50 @@ def test_requests_never_print_their_secrets(shown: Any) -> None:
     assert b"sesame" in head.fields
     assert "sesame" not in text
     assert head.headers.index[b"authorization"].decode() not in text
+
+
+STRANGE: list[tuple[Any, str]] = [
+    ((b"X-Project", "proj"), "X-Project.*must be a pair of bytes, is .bytes, str."),
+    (("X-Project", b"proj"), "X-Project.*must be a pair of bytes, is .str, bytes."),
+    ((b"X-Project", 7), "X-Project.*is .bytes, int."),
+    ((b"X-Project", None), "X-Project.*is .bytes, NoneType."),
+    ((b"X-Project",), "X-Project.*a pair of bytes"),
+    (b"X-Project: proj", "X-Project.*a pair of bytes"),
+    (7, "must be a pair of bytes .name, value., is int"),
+    ((b"X-Project", b"a\r\nb: c"), "X-Project.*control"),
+    ((b"X Project", b"a"), "X Project.*is malformed"),
+]
+
+
+@pytest.mark.parametrize(("field", "told_of"), STRANGE)
+@pytest.mark.parametrize("how", ["answer", "refuse", "add"])
+async def test_field_that_cannot_be_written_is_named_with_its_plugin(how: str, field: Any, told_of: str) -> None:
+    reply, harness = await told(((b"x-fine", b"1"), field), how)
+    assert (reply.status, reply.header("X-Penstock-Error")) == (500, "plugin_error")
+    for fault in harness.faults:
+        assert isinstance(fault, FieldError)
+        assert fault.plugin == "answering"
+        assert re.search(told_of, str(fault))
+        assert "proj" not in str(fault).replace("X-Project", "")  # what is in it may be a secret
+
+
+class Bystander:
+    """Take part in the same hook without a word."""
+
+    @hookimpl
+    def pre_request(self, exchange: Exchange) -> None: ...
+
+    @hookimpl
+    def post_response(self, exchange: Exchange) -> None: ...
+
+
+async def test_of_several_plugins_each_that_could_have_added_the_field_is_named() -> None:
+    plugin = Answering()
+    plugin.fields, plugin.how = ((b"x-a", b"\n"),), "add"
+    upstream = FakeUpstream([[http_reply()]])
+    async with Harness([("answering", plugin), ("bystander", Bystander)], upstream=upstream) as harness:
+        assert (await harness.request("POST", CHAT, body=BODY)).status == 500
+        (fault,) = harness.faults
+    assert isinstance(fault, FieldError)
+    assert fault.plugin == "answering or bystander"
+    assert "of plugin 'answering' or 'bystander'" in str(fault)

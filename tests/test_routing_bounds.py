@@ -121,7 +121,9 @@ def test_plugin_of_an_unfinished_provider_is_named() -> None:
         def register_providers(self) -> list[Any]:
             return [object()]
 
-    with pytest.raises(ConfigurationError, match="plugin 'half' registers a provider without type, dialects, model_"):
+    with pytest.raises(
+        ConfigurationError, match=r"\[plugins.half\] registers a provider without type, dialects, model_"
+    ):
         Gateway(gateway(answering(), [binding("a")], ("half", Half)).configuration())
 
 

@@ -39,8 +39,11 @@ class Quiet:
         return None
 
     @hookimpl
-    async def post_response(self, exchange: Exchange) -> None:
+    def pre_request(self, exchange: Exchange) -> None:
         exchange.reply_fields.append((b"x", b"y"))
+
+    @hookimpl
+    async def post_response(self, exchange: Exchange) -> None: ...
 
 
 class EditsRequests:
@@ -131,6 +134,59 @@ class StumblesOverOddBodies:
         json.loads(exchange.request.body)
 
 
+class PeeksAtListings:
+    @hookimpl
+    def pre_request(self, exchange: Exchange) -> None:
+        assert exchange.peek.model != "forbidden"
+
+
+class PeeksWhileAuthenticating:
+    @hookimpl
+    async def authenticate(self, exchange: Exchange) -> None:
+        assert exchange.peek.model != "forbidden"
+
+
+class AddsTooLate:
+    sees_chunks = True
+
+    @hookimpl
+    def on_stream_chunk(self, exchange: Exchange, chunk: Chunk) -> bytes | None:
+        exchange.reply_fields.append((b"x-seen", b"1"))
+        return None
+
+
+class AddsTooLateAwaiting:
+    @hookimpl
+    def pre_request(self, exchange: Exchange) -> None:
+        exchange.watch_chunks("adds_too_late_awaiting")
+
+    @hookimpl
+    async def on_stream_chunk(self, exchange: Exchange, chunk: Chunk) -> bytes | None:
+        exchange.reply_fields = [*exchange.reply_fields, (b"x-seen", b"1")]
+        return None
+
+
+class AddsAtTheEnd:
+    @hookimpl
+    def post_response(self, exchange: Exchange) -> None:
+        exchange.reply_fields.append((b"x-seen", b"1"))
+
+
+class NeverAsksForChunks:
+    @hookimpl
+    def on_stream_chunk(self, exchange: Exchange, chunk: Chunk) -> bytes | None:
+        return None
+
+
+@attrs.define
+class NeedsAsArguments:
+    sees_chunks: bool = True
+
+    @hookimpl
+    def on_stream_chunk(self, exchange: Exchange, chunk: Chunk) -> bytes | None:
+        return None
+
+
 @pytest.mark.parametrize(
     ("plugin", "message"),
     [
@@ -141,11 +197,47 @@ class StumblesOverOddBodies:
         (NeedsWhatItCannotHave, "declares edits_chunks but implements none of"),
         (MutableConfig, "Config must be frozen"),
         (StumblesOverOddBodies, "stumbles_over_odd_bodies.pre_request raised UnicodeDecodeError"),
+        (PeeksAtListings, "GET /v1/models, success: refused with 400.*ask only where .*endpoint.has_model"),
+        (PeeksWhileAuthenticating, "GET /v1/models, refusal: refused with 400.*ask only where .*endpoint.has_model"),
+        (AddsTooLate, "adds_too_late.on_stream_chunk adds to exchange.reply_fields.*x-seen.*too late"),
+        (AddsTooLateAwaiting, "adds_too_late_awaiting.on_stream_chunk adds to exchange.reply_fields.*too late"),
+        (AddsAtTheEnd, "adds_at_the_end.post_response adds to exchange.reply_fields.*too late"),
+        (NeverAsksForChunks, "on_stream_chunk never runs: declare sees_chunks = True, or call exchange.watch_chunks"),
+        (NeedsAsArguments, "sees_chunks has an annotation.*drop the annotation: sees_chunks = True"),
     ],
 )
 def test_broken_plugins_are_told_what_to_mend(plugin: type[Any], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_plugin(plugin)
+
+
+class WatchesWhatNoSampleAsksFor:
+    """Watch for one tenant only."""
+
+    @hookimpl
+    def pre_request(self, exchange: Exchange) -> None:
+        if exchange.request.headers.get(b"x-tenant") == b"t1":
+            exchange.watch_chunks("watches_what_no_sample_asks_for")
+
+    @hookimpl
+    def on_stream_chunk(self, exchange: Exchange, chunk: Chunk) -> bytes | None:
+        return None
+
+
+class PeeksWhereThereIsAModel:
+    """Ask only where there is something to ask."""
+
+    reads_body = True
+
+    @hookimpl
+    def pre_request(self, exchange: Exchange) -> None:
+        if exchange.request.endpoint.has_model and exchange.peek.model == "forbidden":
+            raise RequestError("bad_request", "Not this one.")
+
+
+@pytest.mark.parametrize("plugin", [WatchesWhatNoSampleAsksFor, PeeksWhereThereIsAModel])
+def test_careful_plugins_pass(plugin: type[Any]) -> None:
+    check_plugin(plugin)
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -9,8 +9,8 @@ again, so that a plugin may keep a task group open in one, and generations may e
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -23,6 +23,7 @@ from penstock.config import Configuration, TLSConfig
 from penstock.errors import ConfigurationError
 from penstock.fetch import Fetcher
 from penstock.hooks import collect, compile_hooks, faults_named
+from penstock.http_providers import HTTPProvider
 from penstock.pipeline import SETTLE_SECONDS, Pipeline
 from penstock.plugins import Plugin
 from penstock.providers import missing_members
@@ -84,16 +85,15 @@ class Generation:
             except ConfigurationError as error:
                 return self._placed(name, error)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin does not decide when the gateway ends
-                fault = ConfigurationError(f"plugin {name!r} did not start: {type(error).__name__}: {error}")
+                fault = ConfigurationError(f"did not start: {type(error).__name__}: {error}")
+                fault = self._placed(name, fault)
                 fault.__cause__ = error
                 return fault
         return None
 
     def _placed(self, plugin: str, error: ConfigurationError) -> ConfigurationError:
         """Return the faults with file and table before those that do not say where they are."""
-        source = self.configuration.source
-        lines = [line if line.startswith(source) else f"{source}: [plugins.{plugin}] {line}" for line in error.faults]
-        return ConfigurationError(*lines)
+        return _placed(f"{self.configuration.source}: ", f"[plugins.{plugin}] ", error)
 
     async def stop(self) -> None:
         """Have the lifespans left; returns once they are."""
@@ -116,37 +116,63 @@ def build_generation(
             f"{configuration.source}: [gateway] plugins: none of them authenticates, so anybody could call; "
             'add "virtual_keys", or set anonymous = true if that is meant'
         )
-    for name, providers in collect(manager, "register_providers"):
-        with faults_named(name, "register_providers"):
-            for provider in providers or ():
-                _add_provider(services, name, provider)
     pipeline = Pipeline(hooks, transports, telemetry, gateway.limits.max_body_bytes, gateway.drain_after_disconnect)
-    mounts = tuple(_checked_mounts(collect(manager, "register_routes")))
-    return Generation(configuration, services, plugins, pipeline, mounts, collect(manager, "lifespan"))
+    with _faults_placed(configuration.source):
+        for name, offered in collect(manager, "register_providers"):
+            with faults_named(name, "register_providers"):
+                for provider in _listed("register_providers", "providers", offered):
+                    _add_provider(services, provider)
+        mounts = tuple(_checked_mounts(collect(manager, "register_routes")))
+        lifespans = collect(manager, "lifespan")
+    return Generation(configuration, services, plugins, pipeline, mounts, lifespans)
 
 
-def _add_provider(services: Services, plugin: str, provider: Any) -> None:
+@contextmanager
+def _faults_placed(source: str) -> Iterator[None]:
+    """Put the file before faults that do not say where they are."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise _placed(f"{source}: ", "", error) from error.__cause__
+
+
+def _placed(source: str, table: str, error: ConfigurationError) -> ConfigurationError:
+    return ConfigurationError(*(line if line.startswith(source) else source + table + line for line in error.faults))
+
+
+def _listed(hook: str, what: str, offered: Any) -> Iterable[Any]:
+    """Return what a hook offers, nothing for None. Raises ConfigurationError for what is no list."""
+    if offered is None:
+        return ()
+    if not isinstance(offered, Iterable):
+        raise ConfigurationError(f"{hook} must return a list of {what}, returned {type(offered).__name__}")
+    return offered
+
+
+def _add_provider(services: Services, provider: Any) -> None:
     missing = missing_members(provider)
     if missing:
-        raise ConfigurationError(f"plugin {plugin!r} registers a provider without {', '.join(missing)}")
+        raise ConfigurationError(f"registers a provider without {', '.join(missing)}")
     services.providers.add(provider)
+    if isinstance(provider, HTTPProvider):
+        provider.join(services)
 
 
 def _checked_mounts(found: list[tuple[str, Any]]) -> list[Mount]:
     mounts = []
     for plugin, offered in found:
         with faults_named(plugin, "register_routes"):
-            for mount in offered or ():
-                _check_prefix(plugin, mount.prefix)
+            for mount in _listed("register_routes", "mounts", offered):
+                _check_prefix(mount.prefix)
                 mounts.append(mount)
     return mounts
 
 
-def _check_prefix(plugin: str, prefix: str) -> None:
+def _check_prefix(prefix: str) -> None:
     if not prefix.startswith("/") or prefix.endswith("/"):
-        raise ConfigurationError(f"plugin {plugin!r}: mount prefix {prefix!r} must be like '/console'")
+        raise ConfigurationError(f"mount prefix {prefix!r} must be like '/console'")
     if any(prefix == taken or prefix.startswith(taken + "/") for taken in _RESERVED_PREFIXES):
-        raise ConfigurationError(f"plugin {plugin!r}: {prefix!r} belongs to the data plane")
+        raise ConfigurationError(f"mount prefix {prefix!r} belongs to the data plane")
 
 
 def build_tls(config: TLSConfig) -> ssl.SSLContext:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 PER_EXCHANGE = (
     "authenticate", "pre_request", "select_provider", "admit_attempt", "on_stream_chunk", "post_response",
 )  # fmt: skip
+BEFORE_THE_ANSWER = ("authenticate", "pre_request", "select_provider", "admit_attempt")
+"""The hooks whose response fields still reach the client."""
 HOOK_SECONDS = 30.0
 """How long a hook may await, unless the configuration says otherwise."""
 ONCE = ("register_providers", "register_routes", "register_commands", "lifespan")
@@ -138,14 +140,24 @@ class Hooks:
         calls = tuple(call for call in self.on_stream_chunk if call.is_always or call.plugin in names)
         unknown = set(names).difference(call.plugin for call in calls)
         if unknown:
-            raise PluginError(min(unknown), "on_stream_chunk, which it was to watch with and does not implement,")
+            raise UnknownWatcherError(str(min(unknown, key=str)), [call.plugin for call in self.on_stream_chunk])
         if not calls and response_filter is None:
             return NO_EDITS
         return Edits(response_filter, calls)
 
+    def field_writers(self) -> tuple[str, ...]:
+        """Return the plugins with a hook that may add response fields; bundled ones only where there is no other."""
+        calls = [call for name in BEFORE_THE_ANSWER for call in getattr(self, name)]
+        others = [call for call in calls if not _is_bundled(call.function)]
+        return tuple(dict.fromkeys(call.plugin for call in others or calls))
+
     def all_calls(self) -> Iterable[Call]:
         for name in PER_EXCHANGE:
             yield from getattr(self, name)
+
+
+def _is_bundled(function: Callable[..., Any]) -> bool:
+    return getattr(function, "__module__", "").partition(".")[0] == "penstock_plugins"
 
 
 def new_plugin_manager() -> pluggy.PluginManager:
@@ -207,10 +219,21 @@ def collect(manager: pluggy.PluginManager, hook: str, **arguments: Any) -> list[
 
 @contextmanager
 def faults_named(plugin: str, hook: str) -> Iterator[None]:
-    """Turn whatever a plugin raises at start into a ConfigurationError that names plugin and hook."""
+    """Turn whatever a plugin raises at start into a ConfigurationError that names its table, and the hook."""
+    place = f"[plugins.{plugin}]"
     try:
         yield
-    except ConfigurationError:
-        raise
+    except ConfigurationError as error:
+        lines = [line if place in line else f"{place} {line}" for line in error.faults]
+        raise ConfigurationError(*lines) from error.__cause__
     except Exception as error:
-        raise ConfigurationError(f"plugin {plugin!r} failed in {hook}: {type(error).__name__}: {error}") from error
+        raise ConfigurationError(f"{place} failed in {hook}: {type(error).__name__}: {error}") from error
+
+
+class UnknownWatcherError(PluginError):
+    """Report a name given to ``watch_chunks`` that no plugin with an on_stream_chunk has."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(name, "on_stream_chunk")
+        told = f"watch_chunks({name!r}) was called, and no enabled plugin of that name has on_stream_chunk"
+        self.args = (f"{told}; those that have one: {', '.join(map(repr, known)) or 'none'}",)

@@ -5,6 +5,8 @@ They forward the client's bytes; all they know is where paths, credentials and u
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import attrs
 
 from penstock.dialects import anthropic as anthropic_dialect
@@ -16,6 +18,9 @@ from penstock.inspection import editable_body
 from penstock.metering import BodyWindow
 from penstock.models import Candidate, Exchange, ProviderBinding, Usage
 from penstock.providers import UpstreamRequest
+
+if TYPE_CHECKING:
+    from penstock.services import Services
 
 OPENAI_DIALECTS = frozenset(
     f"openai.{name}"
@@ -50,6 +55,12 @@ class HTTPProvider:
     """Names a binding's ``settings`` may hold; a subclass adds its own."""
     _addresses: dict[str, Address] = attrs.Factory(dict)
     """By binding id, so that a subclass may check a changed copy of a binding."""
+    _joined: list[Services] = attrs.field(factory=list, init=False, repr=False)
+    """The gateway it was registered with last, if any."""
+
+    def join(self, services: Services) -> None:
+        """Learn what the gateway says for all its providers; called when the provider is registered."""
+        self._joined[:] = [services]
 
     def check(self, binding: ProviderBinding) -> None:
         """Put the binding's address together. Raises ConfigurationError where that cannot work."""
@@ -81,8 +92,8 @@ class OpenAIProvider(HTTPProvider):
 
     dialects: frozenset[str] = OPENAI_DIALECTS
 
-    usage_frame: str = "strip"
-    """What becomes of the usage frame where neither key nor binding says."""
+    usage_frame: str | None = None
+    """What becomes of the usage frame where neither key nor binding says; None is what the gateway says."""
 
     def build(self, exchange: Exchange, candidate: Candidate) -> UpstreamRequest:
         """Forward the body as it is; on chat streams ask for the usage the client did not ask for."""
@@ -102,7 +113,10 @@ class OpenAIProvider(HTTPProvider):
     def _forwards_frame(self, exchange: Exchange, candidate: Candidate) -> bool:
         principal = exchange.principal
         of_key = principal.usage_frame if principal is not None else None
-        return (of_key or candidate.binding.usage_frame or self.usage_frame) == "forward"
+        return (of_key or candidate.binding.usage_frame or self.usage_frame or self._frame_of_gateway()) == "forward"
+
+    def _frame_of_gateway(self) -> str | None:
+        return self._joined[0].usage_frame if self._joined else None
 
     def read_usage(self, exchange: Exchange, window: BodyWindow) -> Usage | None:
         """Read what the provider reported."""

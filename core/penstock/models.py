@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from penstock.metering import BodyWindow
     from penstock.providers import Provider
 
+UNREADABLE = "The request body cannot be read"
+"""What a refusal of a body that is neither JSON nor a form begins with."""
 MAX_MODEL_CHARACTERS = 512
 """Longest name of a model a client may ask for."""
 T = TypeVar("T")
@@ -434,7 +436,7 @@ def look_into(request: Request) -> RequestPeek:
             return peek_multipart(body, content_type)
         return peek_request(body)
     except PeekError as error:
-        raise RequestError("bad_request", f"The request body cannot be read: {error}.") from None
+        raise RequestError("bad_request", f"{UNREADABLE}: {error}.") from None
 
 
 def _look_into_path(path: bytes) -> RequestPeek:

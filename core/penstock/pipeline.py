@@ -29,6 +29,7 @@ from penstock.metering import BodyWindow
 from penstock.models import Attempt, Candidate, Exchange, Principal, Response, Usage
 from penstock.providers import Transport, UpstreamRequest
 from penstock.relay import Client, Relay
+from penstock.replies import FieldError
 from penstock.telemetry import Telemetry
 
 SETTLE_SECONDS = 5.0
@@ -87,7 +88,7 @@ class Pipeline:
         except RequestError as error:
             self._refuse(exchange, client, error)
         except PluginError as error:
-            self.telemetry.report_fault(exchange, error)
+            self._report(exchange, error)
             self._refuse(exchange, client, RequestError("plugin_error", "A gateway plugin failed; see its log."))
         except asyncio.CancelledError:
             exchange.stream_end = exchange.stream_end or "client_gone"
@@ -311,8 +312,13 @@ class Pipeline:
         try:
             client.respond(exchange, answer)
         except PluginError as fault:  # what a plugin added to the refusal cannot be written
-            self.telemetry.report_fault(exchange, fault)
+            self._report(exchange, fault)
             self._refuse(exchange, client, RequestError("plugin_error", "A gateway plugin failed; see its log."))
+
+    def _report(self, exchange: Exchange, fault: PluginError) -> None:
+        if isinstance(fault, FieldError):
+            fault.blame(self.hooks.field_writers())
+        self.telemetry.report_fault(exchange, fault)
 
     async def _settle(self, exchange: Exchange) -> None:
         """Run post_response of every plugin; shielded where one of them awaits, and never raising."""

@@ -22,10 +22,9 @@ from penstock import hookspecs
 from penstock.config import Configuration
 from penstock.errors import ConfigurationError
 from penstock.hooks import ONCE, PER_EXCHANGE, new_plugin_manager
-from penstock.services import Services
+from penstock.services import GROUP, Services
 from penstock.structuring import structure
 
-GROUP = "penstock"
 NEEDS = ("reads_body", "edits_body", "sees_chunks", "edits_chunks")
 """What a plugin class may declare about itself; each defaults to False."""
 
@@ -237,10 +236,17 @@ def faults_of(kind: type[Any]) -> Iterator[str]:
     for member_name, member in _marked(kind).items():
         for fault in _faults_of_hook(kind, member_name, member):
             yield f"{member_name} {fault}"
-    for name, value in inspect.getmembers(kind):
+    arguments = {field.name: field.default for field in attrs.fields(kind)} if attrs.has(kind) else {}
+    for name, value in (dict(inspect.getmembers(kind)) | arguments).items():
         close = difflib.get_close_matches(name, NEEDS, n=1, cutoff=0.8) if isinstance(value, bool) else ()
         if close and name not in NEEDS:
             yield f'{name} is no declared need; did you mean "{close[0]}"?'
+    for need in NEEDS:
+        if need in arguments:
+            yield (
+                f"{need} has an annotation, so @attrs.define takes it for an argument of the constructor; "
+                f"drop the annotation: {need} = True"
+            )
 
 
 def _faults_of_hook(kind: type[Any], name: str, member: Any) -> Iterator[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
+from typing import Any
 
 from penstock.envelopes import header_stem
 from penstock.errors import PluginError
@@ -22,11 +23,34 @@ _is_value = re.compile(rb"[\t\x20-\x7e\x80-\xff]*").fullmatch
 
 
 class FieldError(PluginError):
-    """Report a response header field, written by a plugin, that would break the head."""
+    """Report a response header field, written by a plugin, that would break the head; its value is never repeated."""
 
-    def __init__(self, name: bytes) -> None:
+    def __init__(self, field: object) -> None:
         super().__init__("(unknown)", "response fields")
-        self.args = (f"a plugin's response header field {name[:100]!r} is malformed",)
+        self._fault = _fault_of_field(field)
+        self.args = (f"a plugin's response header field {self._fault}",)
+
+    def blame(self, plugins: Sequence[str]) -> None:
+        """Say whose field it may be: the plugins that had a chance to add one."""
+        if plugins:
+            self.plugin = " or ".join(plugins)
+            self.args = (f"a response header field of plugin {' or '.join(map(repr, plugins))}, {self._fault}",)
+
+
+def _fault_of_field(field: Any) -> str:
+    """Say which field it is, as far as that can be told, and what is wrong with it."""
+    if isinstance(field, tuple | list) and len(field) == 2:
+        name, value = field
+        if isinstance(name, bytes) and isinstance(value, bytes):
+            fault = "is malformed" if _is_name(name) is None else "holds control characters such as a line break"
+            return f"{name[:100]!r}, {fault}"
+        kinds = f"({type(name).__name__}, {type(value).__name__})"
+        return f"{name[:100] if isinstance(name, str | bytes) else kinds!r}, must be a pair of bytes, is {kinds}"
+    name = field[0] if isinstance(field, tuple | list) and field else field
+    if isinstance(name, bytes):
+        name = name.decode("latin-1")
+    shown = f"{name.partition(':')[0][:100]!r}, " if isinstance(name, str) else ""
+    return f"{shown}must be a pair of bytes (name, value), is {type(field).__name__}"
 
 
 def is_safe_field(name: bytes, value: bytes) -> bool:
@@ -37,9 +61,14 @@ def is_safe_field(name: bytes, value: bytes) -> bool:
 def field_lines(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return header lines of what a plugin wrote, without framing fields. Raises FieldError."""
     lines = []
-    for name, value in fields:
-        if not is_safe_field(name, value):
-            raise FieldError(name)
+    for field in fields:
+        try:
+            name, value = field
+            is_safe = is_safe_field(name, value)
+        except (TypeError, ValueError):  # no pair, or none of bytes
+            is_safe = False
+        if not is_safe:
+            raise FieldError(field)
         if name.lower() not in FRAMING_FIELDS:
             lines.append(b"%b: %b\r\n" % (name, value))
     return b"".join(lines)

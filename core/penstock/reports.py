@@ -11,8 +11,9 @@ import click
 import msgspec
 
 from penstock import plugins as plugin_loader
-from penstock.config import Configuration, read_file
+from penstock.config import Configuration, read_document, read_file
 from penstock.errors import ConfigurationError
+from penstock.services import Services
 from penstock.structuring import describe
 
 Row = Mapping[str, Any]
@@ -49,10 +50,25 @@ def show_plugin(name: str, path: Path | None) -> Row:
         "about": (kind.__doc__ or "").strip().partition("\n")[0],
         "hooks": list(plugin_loader.hooks_of(kind)),
         "needs": needs,
+        "provider_types": _provider_types(found, kind, configuration),
         "untouched_path": not {"edits_body", "edits_chunks", "sees_chunks"} & set(needs),
         "settings": settings_of(kind),
         "fault": _fault_of(kind),
     }
+
+
+def _provider_types(name: str, kind: type[Any], configuration: Configuration | None) -> list[str] | None:
+    """Return the types of the providers a plugin brings; None where only settings it was not given could tell."""
+    if "register_providers" not in plugin_loader.hooks_of(kind):
+        return []
+    if configuration is None:
+        configuration = read_document({}, source="defaults", environment={})
+    services = Services(configuration.gateway.namespace, configuration.gateway.usage_frame, folder=configuration.folder)
+    try:
+        built: Any = plugin_loader.build(name, kind, configuration, services)
+        return [provider.type for provider in built.register_providers() or ()]
+    except Exception:  # noqa: BLE001 - somebody else's code; penstock check says what is wrong with it
+        return None
 
 
 def settings_of(kind: type[Any]) -> dict[str, str]:

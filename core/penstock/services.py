@@ -6,6 +6,7 @@ later, so the order of the configuration does not matter.
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from penstock.providers import Provider, ProviderRegistry, UpstreamRequest
 from penstock.shared import Shared
 
 T = TypeVar("T")
+GROUP = "penstock"
+"""The group of entry points plugins are found by."""
 
 
 @attrs.frozen(eq=False)
@@ -153,6 +156,13 @@ class Services:
         if provider is None:
             known = ", ".join(sorted(self.providers.types)) or "none"
             raise ConfigurationError(
-                f"binding {binding.name!r}: no enabled plugin brings provider type {binding.type!r}; enabled: {known}"
+                f"binding {binding.name!r}: no enabled plugin brings provider type {binding.type!r}; "
+                f"enabled: {known}{_hint_to_enable(binding.type)}"
             )
         return provider
+
+
+def _hint_to_enable(name: str) -> str:
+    if not importlib.metadata.entry_points(group=GROUP, name=name):
+        return ""
+    return f'; an installed plugin is called "{name}": add it to [gateway] plugins'

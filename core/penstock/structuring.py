@@ -5,8 +5,10 @@ cattrs does the walking; what is accepted, and how a fault reads, is decided her
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
+import operator
 import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,9 +47,10 @@ def _converter(folder: Path) -> cattrs.Converter:
         converter.register_structure_hook(kind, _strict(kind, word))
     converter.register_structure_hook(float, _number)
     converter.register_structure_hook(Secret, lambda value, _: read_secret(value, folder=folder))
-    converter.register_structure_hook(Path, lambda value, _: folder / _strict(str, "a path")(value, str))
+    here = folder.absolute()  # resolving a path twice then changes nothing
+    converter.register_structure_hook(Path, lambda value, _: _path_in(here, value))
     converter.register_structure_hook_factory(
-        attrs.has, lambda kind: _table(converter.gen_structure_attrs_fromdict(kind))
+        attrs.has, lambda kind: _table(_placing_defaults(converter.gen_structure_attrs_fromdict(kind), kind, here))
     )
     converter.register_structure_hook_factory(
         _is_mapping, lambda kind: _table(make_mapping_structure_fn(kind, converter))
@@ -56,6 +59,66 @@ def _converter(folder: Path) -> cattrs.Converter:
     converter.register_structure_hook_func(_is_string_tuple, _strings)
     converter.register_structure_hook_func(_is_literal, _choice)
     return converter
+
+
+def _path_in(folder: Path, value: Any) -> Path:
+    path = value if isinstance(value, Path) else Path(_strict(str, "a path")(value, str))
+    try:
+        return folder / path.expanduser()
+    except RuntimeError:  # what it says is no use to who wrote ~somebody/…
+        raise ValueError("the home folder it begins with is not known") from None
+
+
+def _placing_defaults(structure_table: Any, kind: type[Any], folder: Path) -> Any:
+    """Have paths that are defaults resolved like those that are given; where they can be, before validators look."""
+
+    def build(table: Mapping[str, Any], _: Any) -> Any:
+        unset = [field for field in attrs.fields(kind) if field.name not in table]
+        for field in unset:
+            default = _default_of(field)
+            placed = _placed(default, folder)
+            if placed is not default:
+                table = {**table, field.name: placed}
+        built = structure_table(table, kind)
+        for field in unset:  # those that are known only now: made from others, converted, no arguments at all
+            value = getattr(built, field.name)
+            placed = _placed(value, folder)
+            if placed is not value:
+                object.__setattr__(built, field.name, placed)
+        return built
+
+    return build
+
+
+def _default_of(field: attrs.Attribute[Any]) -> Any:
+    """Return what an argument is if it is not given; None where only the object could tell."""
+    default: Any = field.default
+    if not field.init or default is attrs.NOTHING:
+        return None
+    if hasattr(default, "takes_self"):
+        return None if default.takes_self else default.factory()
+    return default
+
+
+def _placed(value: Any, folder: Path) -> Any:
+    """Return a default with the paths in it resolved; the same object where there is none."""
+    if isinstance(value, Path):
+        path = _path_in(folder, value)
+        return value if path == value else path
+    if isinstance(value, tuple):
+        items = tuple(_placed(item, folder) for item in value)
+        return value if all(map(operator.is_, items, value)) else items
+    if isinstance(value, Mapping):
+        table = {name: _placed(item, folder) for name, item in value.items()}
+        return value if all(table[name] is item for name, item in value.items()) else table
+    if not isinstance(value, type) and attrs.has(type(value)):
+        changed = {field.name: _placed(getattr(value, field.name), folder) for field in attrs.fields(type(value))}
+        changed = {name: item for name, item in changed.items() if item is not getattr(value, name)}
+        if changed:
+            value = copy.copy(value)
+            for name, item in changed.items():
+                object.__setattr__(value, name, item)
+    return value
 
 
 def _is_mapping(kind: Any) -> bool:
@@ -70,6 +133,8 @@ def _table(structure_table: Any) -> Any:
     """Check that there is a table before cattrs looks for keys in what may be anything."""
 
     def check(value: Any, kind: Any) -> Any:
+        if isinstance(kind, type) and attrs.has(kind) and isinstance(value, kind):
+            return value  # a default
         if not isinstance(value, Mapping):
             raise ValueError(f"must be a table, not {shown(value)}")
         return structure_table(value, kind)
@@ -147,7 +212,7 @@ def read_secret(value: Any, environment: Mapping[str, str] | None = None, folder
                 raise ValueError(f"the environment variable {name} is not set")
             return Secret(found)
         if source == "file" and isinstance(name, str):
-            return _secret_in_file(folder / name)
+            return _secret_in_file(_path_in(folder, name))
     raise ValueError('must be a string, { env = "NAME" } or { file = "path" }')
 
 

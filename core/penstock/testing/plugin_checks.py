@@ -15,8 +15,9 @@ from penstock.config import structure
 from penstock.errors import ConfigurationError, PluginError
 from penstock.hooks import ONCE, PER_EXCHANGE
 from penstock.models import ProviderBinding
-from penstock.plugins import NEEDS, hooks_of
+from penstock.plugins import NEEDS, faults_of, hooks_of
 from penstock.testing.byte_exact import count_carried, portal_to
+from penstock.testing.habits import check_chunks_asked_for, check_peek, watch_late_fields
 from penstock.testing.harness import BINDINGS, Harness, snake_case
 from penstock.testing.provider_checks import check_provider
 from penstock.testing.samples import ODD, SAMPLES, Sample
@@ -73,7 +74,7 @@ def check_plugin(
         bound = _check_providers(harness, plugin, bindings, translates)
     except ConfigurationError as error:
         raise AssertionError(f"a gateway with the plugin cannot be built: {error}") from error
-    _check_exchanges([(plugin, kind), *plugins], tables, bound)
+    _check_exchanges(kind, [(plugin, kind), *plugins], tables, bound)
     if not (translates or any(getattr(kind, need, False) for need in ("edits_body", "edits_chunks"))):
         count_carried([(plugin, kind), *plugins], tables, bindings=bound)
 
@@ -103,6 +104,8 @@ def check_hooks(kind: type[Any]) -> None:
 def check_needs(kind: type[Any]) -> None:
     """Check that declared needs are booleans and fit the hooks."""
     hooks = hooks_of(kind)
+    for fault in faults_of(kind):
+        raise AssertionError(f"{kind.__name__}: {fault}")
     for need in NEEDS:
         value = getattr(kind, need, False)
         assert isinstance(value, bool), f"{kind.__name__}.{need} must be True or False, is {value!r}"
@@ -163,17 +166,26 @@ class _Script:
 
 
 def _check_exchanges(
-    plugins: Sequence[Any], tables: Mapping[str, Mapping[str, Any]], bindings: Sequence[Mapping[str, Any]]
+    kind: type[Any],
+    plugins: Sequence[Any],
+    tables: Mapping[str, Mapping[str, Any]],
+    bindings: Sequence[Mapping[str, Any]],
 ) -> None:
     """Run every sample through every outcome; nothing may raise, everything settles exactly once."""
     script = _Script()
+    plugin = plugins[0][0]
     harness = Harness(plugins, tables, FakeUpstream([script], repeat=True), bindings=bindings)
     with portal_to(harness) as portal:
+        late = watch_late_fields(harness, plugin)
         for sample in (*SAMPLES, *ODD):
             for outcome, steps in _outcomes(sample).items():
                 script.steps = steps
                 portal.call(_run_one, harness, sample, outcome, steps[-1])
-                _check_settled(harness, f"{sample}, {outcome}")
+                where = f"{sample}, {outcome}"
+                _check_settled(harness, where)
+                check_peek(harness.exchanges[-1], where)
+                assert not late, f"{where}: {late[0]}"
+        check_chunks_asked_for(kind, plugin, harness.exchanges)
 
 
 def _outcomes(sample: Sample) -> dict[str, list[Step]]:
