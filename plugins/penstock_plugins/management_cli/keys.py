@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from penstock_plugins.management_cli.bindings import RATES
-from penstock_plugins.management_cli.client import Answer
-from penstock_plugins.management_cli.fields import Field, body_of, pairs, parameters, usd
-from penstock_plugins.management_cli.output import columns, note
+from penstock_plugins.management_cli.fields import Field, pairs, usd
+from penstock_plugins.management_cli.output import columns
 from penstock_plugins.management_cli.ownership import ARCHIVED
 from penstock_plugins.management_cli.resources import (
     Resource,
     add_action,
-    idempotency_option,
     new_group,
     which_argument,
 )
@@ -57,28 +54,15 @@ KEYS = Resource(
     filters=(
         Field("--project", "project_id", "Of this project."),
         Field("--principal", "principal_id", "Of this user or service account."),
-        Field("--status", "status", type=click.Choice(["active", "disabled", "revoked", "expired"])),
+        Field("--status", "status", type=click.Choice(["active", "disabled", "revoked"])),
         ARCHIVED,
     ),
 )
-virtual_keys = new_group(KEYS, ("list", "get", "update", "archive"))
+virtual_keys = new_group(KEYS)
 add_action(virtual_keys, KEYS, "disable", about="Have calls with it refused until it is enabled again.")
 add_action(virtual_keys, KEYS, "enable", about="Let a disabled key work again.")
 add_action(virtual_keys, KEYS, "revoke", about="Have calls with it refused for good.", warning="will never work again")
 add_action(virtual_keys, KEYS, "spend", about="Show what was spent with it.", verb="GET")
-
-
-@command(
-    virtual_keys,
-    "create",
-    [*parameters(KEYS.fields, "create"), idempotency_option()],
-    about="Make a virtual key; prints its id, and its secret this one time.",
-)
-def create(terminal: Terminal, **values: Any) -> None:
-    """Make a key."""
-    body = body_of(KEYS.fields, values)
-    answer = terminal.api.request("POST", KEYS.place, body, idempotency_key=values["idempotency_key"])
-    show_secret(terminal, answer)
 
 
 @command(
@@ -101,11 +85,4 @@ def rotate(terminal: Terminal, which: str, grace: int | None, *, is_sure: bool) 
     if grace == 0:
         confirm(f"the old secret of {which} will stop to work at once", is_sure=is_sure)
     body = {} if grace is None else {"grace_seconds": grace}
-    show_secret(terminal, terminal.api.request("POST", KEYS.one(which, "rotate"), body))
-
-
-def show_secret(terminal: Terminal, answer: Answer) -> None:
-    """Print an object with the secret that nobody can be shown again."""
-    terminal.show(answer)
-    if terminal.form == "table" and isinstance(answer.content, Mapping) and answer.content.get("secret"):
-        note("Keep the secret now: it is not shown again.")
+    terminal.show(terminal.api.request("POST", KEYS.one(which, "rotate"), body))

@@ -153,22 +153,15 @@ _OVERRIDES = Resource(
 prices = click.Group("prices", help=_OVERRIDES.about)
 
 
-def _per_million(text: str) -> int:
-    """Read USD per million tokens as the nano-USD that a rate is in. Raises ValueError."""
-    from penstock.governance import read_usd  # noqa: PLC0415
-
-    return read_usd(text)
-
-
 _SET = (
     Field("--provider", "provider", "Type of provider, such as openai.", is_required=True),
     Field("--model", "model", "Model, or glob over models.", is_required=True),
-    Field("--input", "rates.input", "USD per million tokens.", is_required=True, read=_per_million),
-    Field("--output", "rates.output", "USD per million tokens.", is_required=True, read=_per_million),
-    Field("--cache-read", "rates.cache_read", "USD per million tokens.", read=_per_million),
-    Field("--cache-write-5m", "rates.cache_write_5m", "USD per million tokens.", read=_per_million),
-    Field("--cache-write-1h", "rates.cache_write_1h", "USD per million tokens.", read=_per_million),
-    Field("--request", "rates.request", "USD per request.", read=_per_million),
+    Field("--input", "rates_usd.input", "USD per million tokens.", is_required=True, read=usd),
+    Field("--output", "rates_usd.output", "USD per million tokens.", is_required=True, read=usd),
+    Field("--cache-read", "rates_usd.cache_read", "USD per million tokens.", read=usd),
+    Field("--cache-write-5m", "rates_usd.cache_write_5m", "USD per million tokens.", read=usd),
+    Field("--cache-write-1h", "rates_usd.cache_write_1h", "USD per million tokens.", read=usd),
+    Field("--request", "rates_usd.request", "USD per request.", read=usd),
     Field("--effective-at", "effective_at", "RFC 3339.  [default: now]"),
     Field("--external-id", "external_id", "Your own id for it."),
 )

@@ -42,6 +42,8 @@ class Terminal:
             print_json(answer.raw or b"null")
         elif isinstance(answer.content, Mapping):
             print_facts(answer.content)
+            if answer.content.get("secret"):
+                note("Keep the secret now: it is not shown again.")
         elif answer.content is not None:
             print_json(answer.raw)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from penstock_plugins.management_cli.fields import Field, body_of, parameters
-from penstock_plugins.management_cli.keys import show_secret
+from penstock_plugins.management_cli.fields import Field
 from penstock_plugins.management_cli.output import columns
 from penstock_plugins.management_cli.ownership import ARCHIVED
-from penstock_plugins.management_cli.resources import Resource, idempotency_option, new_group, which_argument
+from penstock_plugins.management_cli.resources import Resource, new_group, which_argument
 from penstock_plugins.management_cli.scopes import put_tree_scope, tree_options
 from penstock_plugins.management_cli.terminal import Terminal, command, confirm, yes_option
 
@@ -33,22 +30,10 @@ TOKENS = Resource(
         Field("--expires-at", "expires_at", "RFC 3339, such as 2027-01-31T00:00:00Z."),
     ),
     filters=(ARCHIVED,),
+    scopes=tree_options(),
+    prepare=put_tree_scope,
 )
-tokens = new_group(TOKENS, ("list", "get"))
-
-
-@command(
-    tokens,
-    "create",
-    [*parameters(TOKENS.fields, "create"), *tree_options(), idempotency_option()],
-    about="Make an api token; prints its id, and its secret this one time.",
-)
-def create(terminal: Terminal, **values: Any) -> None:
-    """Make a token."""
-    body = body_of(TOKENS.fields, values)
-    put_tree_scope(terminal, body, values)
-    answer = terminal.api.request("POST", TOKENS.place, body, idempotency_key=values["idempotency_key"])
-    show_secret(terminal, answer)
+tokens = new_group(TOKENS, ("create", "list", "get"))
 
 
 @command(tokens, "revoke", [which_argument(), yes_option()], about="Have calls with it refused for good.")
