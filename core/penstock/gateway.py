@@ -108,6 +108,7 @@ def build_generation(
     """Build everything a configuration asks for, without I/O. Raises ConfigurationError."""
     gateway = configuration.gateway
     services = Services(gateway.namespace, gateway.usage_frame, shared=shared, folder=configuration.folder)
+    services.plugins = gateway.plugins
     services.provide(Fetch, Fetcher(transports))  # type: ignore[type-abstract]
     manager, plugins = plugin_loader.load(configuration, services)
     hooks = compile_hooks(manager, gateway.hook_timeout)

@@ -115,6 +115,8 @@ class Services:
     """What outlives a reload: ``async with services.shared.use(key, make) as thing``, in a lifespan."""
     folder: Path
     """What relative paths in the configuration are relative to."""
+    plugins: tuple[str, ...] = ()
+    """Names of the enabled plugins, in the order of the configuration."""
 
     def __init__(
         self,

@@ -1,0 +1,185 @@
+"""JSON to typed documents and back: strict, and every fault one line that names the member and the rule.
+
+cattrs does the walking; what is accepted, and how a fault reads, is decided here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+import attrs
+import cattrs
+from cattrs.errors import (
+    AttributeValidationNote,
+    BaseValidationError,
+    ForbiddenExtraKeysError,
+    IterableValidationNote,
+)
+from cattrs.gen import make_mapping_structure_fn
+
+from penstock_plugins.management.faults import RefusedError, bad_field
+
+MAX_INTEGER = 2**53 - 1
+"""What every JSON reader takes exactly."""
+_WORDS = {dict: "an object", list: "a list", tuple: "a list", str: "a string", bool: "a boolean", int: "an integer",
+          float: "a number", type(None): "null"}  # fmt: skip
+
+
+def structure(table: Mapping[str, Any], kind: type[Any], known: Sequence[str] = ()) -> Any:
+    """Turn a JSON object into ``kind``. Raises RefusedError naming every fault; ``known`` are other names to suggest."""
+    try:
+        return _converter().structure(table, kind)
+    except (BaseValidationError, ForbiddenExtraKeysError) as error:
+        faults = list(_faults(error, "", known))
+    fields = [field for field, _ in faults]
+    message = "; ".join(f"{field}: {rule}" if field else rule for field, rule in faults)
+    raise RefusedError("bad_request", message, meta={"field": fields[0], "fields": fields})
+
+
+def unstructure(document: Any) -> dict[str, Any]:
+    """Return a document as JSON values."""
+    found: dict[str, Any] = _converter().unstructure(document)
+    return found
+
+
+def merged(document: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document with a JSON Merge Patch (RFC 7396) put over it."""
+    result = dict(document)
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        elif isinstance(value, Mapping):
+            before = result.get(name)
+            result[name] = merged(before if isinstance(before, Mapping) else {}, value)
+        else:
+            result[name] = value
+    return result
+
+
+def refuse_unknown(given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise RefusedError naming the members nobody knows, and what each was probably meant to be."""
+    for name in given:
+        if name not in known:
+            raise bad_field(name, f"unknown member{suggest(name, known)}")
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """Return what a name was probably meant to be, as the end of a sentence."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+@functools.lru_cache(maxsize=1)
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True, unstruct_collection_overrides={})
+    converter.register_structure_hook(str, _string)
+    converter.register_structure_hook(int, _integer)
+    converter.register_structure_hook(bool, _boolean)
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook_factory(
+        attrs.has, lambda kind: _object(converter.gen_structure_attrs_fromdict(kind))
+    )
+    converter.register_structure_hook_factory(
+        lambda kind: _origin(kind) in (dict, Mapping),
+        lambda kind: _object(make_mapping_structure_fn(kind, converter)),
+    )
+    converter.register_structure_hook_func(lambda kind: _origin(kind) is tuple, _list_of(converter))
+    converter.register_structure_hook_func(lambda kind: _origin(kind) is Literal, _choice)
+    converter.register_unstructure_hook_func(
+        lambda kind: _origin(kind) is tuple, lambda value: [converter.unstructure(item) for item in value]
+    )
+    return converter
+
+
+def _origin(kind: Any) -> Any:
+    return get_origin(kind)
+
+
+def _string(value: Any, _: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be a string, not {shown(value)}")
+    if "\x00" in value:
+        raise ValueError("must not hold NUL characters")
+    return value
+
+
+def _integer(value: Any, _: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"must be an integer, not {shown(value)}")
+    return value
+
+
+def _boolean(value: Any, _: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {shown(value)}")
+    return value
+
+
+def _number(value: Any, _: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MAX_INTEGER:
+        raise ValueError(f"must be a number, not {shown(value)}")
+    return float(value)
+
+
+def _object(structure_object: Any) -> Any:
+    def check(value: Any, kind: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be an object, not {shown(value)}")
+        return structure_object(value, kind)
+
+    return check
+
+
+def _list_of(converter: cattrs.Converter) -> Any:
+    def check(value: Any, kind: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"must be a list, not {shown(value)}")
+        return tuple(converter.structure(list(value), list[get_args(kind)[0]]))  # type: ignore[arg-type,misc]
+
+    return check
+
+
+def _choice(value: Any, kind: Any) -> Any:
+    choices = get_args(kind)
+    if not isinstance(value, str) or value not in choices:
+        allowed = ", ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"must be one of {allowed}{suggest(value, choices) if isinstance(value, str) else ''}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """Say what was found without repeating a value that may be secret."""
+    return _WORDS.get(type(value), type(value).__name__)
+
+
+def _faults(error: BaseException, path: str, known: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """Walk cattrs' groups down to the place and rule of each fault."""
+    if isinstance(error, ForbiddenExtraKeysError):
+        names = [field.name for field in attrs.fields(error.cl)] if error.cl is not None else []
+        for name in sorted(error.extra_fields):
+            yield _join(path, name), f"unknown member{suggest(name, [*names, *known])}"
+    elif isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _faults(inner, _join(path, *_place(inner)), known if not path and not _place(inner) else ())
+    elif isinstance(error, KeyError):
+        yield (path, "is required") if path else (str(error.args[0]), "is required")
+    else:
+        yield path, str(error)
+
+
+def _place(error: BaseException) -> Sequence[str]:
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, AttributeValidationNote):
+            return (note.name,)
+        if isinstance(note, IterableValidationNote):
+            return (f"[{note.index}]" if isinstance(note.index, int) else str(note.index),)
+    return ()
+
+
+def _join(path: str, *names: str) -> str:
+    for name in names:
+        path = f"{path}{name}" if name.startswith("[") or not path else f"{path}.{name}"
+    return path

@@ -1,0 +1,1 @@
+"""The service layer over HTTP: routes, requests read, answers written. Thin."""

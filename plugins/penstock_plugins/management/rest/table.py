@@ -1,0 +1,140 @@
+"""Every route of the API, in the order the OpenAPI document lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from penstock_plugins.management import budgets, declarative, keys, tokens
+from penstock_plugins.management.calls import Call
+from penstock_plugins.management.catalogue import RESOURCES
+from penstock_plugins.management.documents import refuse_unknown, shown
+from penstock_plugins.management.faults import bad_field
+from penstock_plugins.management.permissions import Actor, place_of
+from penstock_plugins.management.rest import crud, ledger
+from penstock_plugins.management.rest.asks import Answer, Ask
+from penstock_plugins.management.rest.desk import Desk
+from penstock_plugins.management.rest.routes import ANY_TOKEN, PUBLIC, Route
+
+_NOTHING: dict[str, Any] = {"type": "object", "additionalProperties": False}
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+
+
+def _status(status: str) -> Callable[..., Any]:
+    def act(call: Call, name: str, body: Any, *, version: int | None = None) -> Any:
+        return keys.set_status(call, name, status, body, version=version)
+
+    return act
+
+
+def _actions() -> list[Route]:
+    key, token, budget = keys.VIRTUAL_KEYS, tokens.API_TOKENS, budgets.BUDGETS
+    return [
+        crud.action(key, "rotate", "rotate", "Give a key a new secret; the old one works for a grace period.",
+                    keys.rotate, keys.Rotation, shows="secret"),
+        crud.action(key, "disable", "update", "Have a key refused until it is enabled.", _status("disabled"), _NOTHING),
+        crud.action(key, "enable", "update", "Let a disabled key work again.", _status("active"), _NOTHING),
+        crud.action(key, "revoke", "delete", "Have a key refused for good.", _status("revoked"), _NOTHING),
+        crud.action(token, "revoke", "delete", "End a token for good.", tokens.revoke, _NOTHING),
+        crud.action(budget, "reset", "update", "Let a budget's period start now.", budgets.reset, _NOTHING),
+    ]  # fmt: skip
+
+
+def _whoami(call: Call, _ask: Ask) -> Answer:
+    actor: Actor = call.actor
+    grants = [
+        {"scope_id": grant.place, "permissions": sorted(grant.permissions), "own": sorted(grant.own)}
+        for grant in actor.grants
+    ]
+    shown = {
+        "id": actor.id,
+        "name": actor.name,
+        "user_id": actor.user_id,
+        "organization_id": actor.organization_id,
+        "scope_id": place_of(actor.home),
+        "grants": grants,
+    }
+    return Answer(shown)
+
+
+def _export(call: Call, _ask: Ask) -> Answer:
+    return Answer(declarative.export(call))
+
+
+async def _apply(desk: Desk, ask: Ask) -> Answer | Any:
+    refuse_unknown(ask.body, ("document", "dry_run"))
+    is_rehearsal = ask.body.get("dry_run", False)
+    if not isinstance(is_rehearsal, bool):
+        raise bad_field("dry_run", f"must be true or false, not {shown(is_rehearsal)}")
+
+    def work(call: Call, ask: Ask) -> Answer:
+        done = declarative.apply(call, ask.body.get("document"), is_rehearsal=is_rehearsal)
+        return Answer({"dry_run": False, "changes": done.changes})
+
+    await desk.admit(ask, APPLY)
+    try:
+        return await desk.write(ask, work, APPLY)
+    except declarative.RehearsedError as rehearsed:
+        return Answer({"dry_run": True, "changes": rehearsed.changes})
+
+
+async def _plugins(desk: Desk, ask: Ask) -> Answer:
+    await desk.admit(ask, PLUGINS)
+    types = desk.services.providers.types
+    rows = [{"type": name, "dialects": sorted(types[name].dialects)} for name in sorted(types)]
+    enabled = desk.services.plugins
+    installed = {point.name for point in entry_points(group="penstock")}
+    names = [*enabled, *sorted(installed.difference(enabled))]
+    data = [{"name": name, "is_enabled": name in enabled} for name in names]
+    return Answer({"data": data, "provider_types": rows, "next_cursor": None})
+
+
+async def _openapi(_desk: Desk, _ask: Ask) -> Answer:
+    from penstock_plugins.management.openapi import document  # noqa: PLC0415 - made when it is asked for
+
+    return Answer(document(ROUTES))
+
+
+WHOAMI = Route(
+    method="GET", path="/whoami", permission=ANY_TOKEN, name="whoami", tag="whoami", reads=_whoami,
+    summary="Say whom the gateway takes the caller for, and what he may do.",
+    answer={"type": "object", "required": ["id", "name", "scope_id", "grants"]},
+)  # fmt: skip
+EXPORT = Route(
+    method="GET", path="/config/export", permission="organization:view", name="export_config", tag="config",
+    summary="Return the objects in sight as a document that apply takes; no secrets are in it.", reads=_export,
+    answer={"type": "object", "required": ["version"]},
+)  # fmt: skip
+APPLY = Route(
+    method="POST", path="/config/apply", permission="organization:view", name="apply_config", tag="config",
+    summary="Make the store hold what a document says, in one transaction; a dry run shows the difference alone.",
+    outside=_apply, is_secret=True,
+    body={"type": "object", "required": ["document"], "additionalProperties": False, "properties": {
+        "document": {"type": "object", "additionalProperties": False, "properties": {
+            "version": {"type": "integer", "const": 1},
+            **{name: {"type": "array", "items": {"type": "object"}} for name in declarative.SECTIONS}}},
+        "dry_run": {"type": "boolean", "default": False}}},
+    answer={"type": "object", "required": ["dry_run", "changes"]},
+)  # fmt: skip
+PLUGINS = Route(
+    method="GET", path="/plugins", permission="organization:view", name="list_plugins", tag="plugins",
+    summary="List the enabled plugins and the provider types they bring.", outside=_plugins,
+    answer={"type": "object", "required": ["data", "provider_types"]},
+)  # fmt: skip
+OPENAPI = Route(
+    method="GET", path="/openapi.json", permission=PUBLIC, name="openapi", tag="openapi", outside=_openapi,
+    summary="Describe this API.", answer={"type": "object", "required": ["openapi", "paths"]},
+)  # fmt: skip
+ROUTES: tuple[Route, ...] = (
+    # what has a fixed path comes before what varies
+    *ledger.ROUTES,
+    *_actions(),
+    *(route for resource in RESOURCES for route in crud.routes_of(resource)),
+    WHOAMI,
+    EXPORT,
+    APPLY,
+    PLUGINS,
+    OPENAPI,
+)
+"""All of them."""
