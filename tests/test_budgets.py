@@ -167,8 +167,8 @@ async def test_reset_gives_the_whole_limit_again_and_changes_no_row(tmp_path: Pa
         budget_id = await gateway.budget(ANSWERED, reserve="none")
         assert [(await gateway.ask()).status for _ in range(2)] == [200, 402]
         before = await gateway.rows()
-        clock.now += 10
-        await gateway.change("budget", budget_id, period_reset_at="2026-11-30T12:00:09Z")
+        clock.now += 0.3
+        await gateway.change("budget", budget_id, period_reset_at="2026-11-30T12:00:00.800Z")
         assert [(await gateway.ask()).status for _ in range(2)] == [200, 402]
         assert (await gateway.rows())[:2] == before
 
@@ -276,7 +276,7 @@ async def test_blocked_response_is_recorded_and_counts_to_no_cap(tmp_path: Path)
 
 @attrs.define(eq=False)
 class Chooser:
-    """Send everything to the binding a header names, past routing."""
+    """Send everything to the binding and model that headers name, past routing."""
 
     services: Any
 
@@ -286,9 +286,9 @@ class Chooser:
 
         if exchange.attempts:
             return None
-        wanted = (exchange.request.headers.get(b"x-binding") or b"").decode()
-        binding = self.services.get(BindingDirectory).find_binding(wanted)
-        return Candidate(binding, self.services.provider_of(binding), exchange.peek.model)
+        binding_id, model = [exchange.request.headers.get(name) or b"" for name in (b"x-binding", b"x-model")]
+        binding = self.services.get(BindingDirectory).find_binding(binding_id.decode())
+        return Candidate(binding, self.services.provider_of(binding), model.decode() or exchange.peek.model)
 
 
 async def test_candidate_of_another_plugin_is_admitted_at_its_attempt(tmp_path: Path) -> None:
@@ -302,10 +302,10 @@ async def test_candidate_of_another_plugin_is_admitted_at_its_attempt(tmp_path: 
 
 async def test_dearer_candidate_of_another_plugin_reserves_the_difference(tmp_path: Path) -> None:
     async with governed(tmp_path, plugins=[Chooser], rates=None) as gateway:
-        await gateway.price("openai_compatible", "*", {"input": 0, "output": TOKEN * 1_000_000})
-        await gateway.price("anthropic", "*", {"input": 0, "output": 3 * TOKEN * 1_000_000})
+        await gateway.price("openai_compatible", "gpt*", {"input": 0, "output": TOKEN * 1_000_000})
+        await gateway.price("openai_compatible", "dear", {"input": 0, "output": 3 * TOKEN * 1_000_000})
         budget_id = await gateway.budget(30 * TOKEN, reserve="max")
-        dear = {"X-Binding": gateway.bindings[1]}
+        dear = {"X-Binding": gateway.bindings[0], "X-Model": "dear"}
         assert (await gateway.ask({**BODY, "max_tokens": 11}, headers=dear)).status == 402
         assert (await gateway.ask({**BODY, "max_tokens": 10}, headers=dear)).status == 200
         assert await gateway.total(budget_id) == 6 * TOKEN

@@ -58,13 +58,23 @@ def test_later_moments_are_in_later_periods(
     assert early == late or (early.end is not None and early.end <= late.start)
 
 
-@given(st.sampled_from((*ROLLING, "total", "manual")), MOMENTS, MOMENTS, st.sampled_from(ZONES))
-def test_reset_moves_the_start_and_never_the_end(window: Window, now: int, reset: int, zone: str) -> None:
+@given(st.sampled_from((*ROLLING, "total", "manual")), MOMENTS, MOMENTS, st.floats(0, 0.999), st.sampled_from(ZONES))
+def test_reset_moves_the_start_and_never_the_end(window: Window, now: int, second: int, rest: float, zone: str) -> None:
+    reset = second + rest
     plain = period_of(window, now, timezone=zone)
     moved = period_of(window, now, timezone=zone, reset_at=reset)
     assert moved.end == plain.end
-    assert moved.start == (reset if reset and plain.start < reset <= now else plain.start)
-    assert moved.start <= now
+    if reset > plain.start and (plain.end is None or reset <= plain.end - 1):
+        assert reset <= moved.start < reset + 1
+    elif reset <= plain.start or plain.end is None or reset >= plain.end:
+        assert moved == plain
+    else:
+        assert moved.start == plain.end - 1
+
+
+def test_what_was_spent_in_the_second_of_a_reset_is_not_in_the_period_after_it() -> None:
+    reset = at("2026-11-30T12:00:00Z") + 0.7
+    assert period_of("total", reset + 0.1, reset_at=reset).start == at("2026-11-30T12:00:01Z")
 
 
 @given(MOMENTS, st.sampled_from(ZONES), st.sampled_from(("day", "week", "month")))

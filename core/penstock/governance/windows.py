@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
-from math import floor
+from math import ceil, floor
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import attrs
@@ -40,7 +40,8 @@ def period_of(
     Without an anchor windows follow the calendar of the IANA zone ``timezone``; weeks begin on Monday (ISO 8601). With
     one they roll from it: minutes and hours by the second, days, weeks and months at its local time in the zone, months
     on its day or, where they are shorter, on their last. ``total`` and ``manual`` begin with the epoch and never end.
-    A reset within the period moves its start to it, never its end; 0 is none.
+    A reset within the period moves its start, never its end, to the first whole second after it, so that nothing from
+    before it is in; what follows it within that second is in too, as is any moment of the period. 0 is no reset.
 
     Raises ValueError for an unknown zone or window, an anchor on total or manual, and years outside 1 to 9999.
     """
@@ -55,8 +56,17 @@ def period_of(
         found = _dated_period(window, moment, zone_of(timezone), anchor)
     else:
         raise ValueError(f"window: {window!r} is none of minute, hour, day, week, month, total, manual")
-    reset = floor(reset_at)
-    return Period(reset, found.end) if reset and found.start < reset <= moment else found
+    return found if not reset_at else _after_reset(found, reset_at)
+
+
+def _after_reset(found: Period, reset_at: float) -> Period:
+    """Return a period that starts with a reset, if there was one in it."""
+    start, end = ceil(reset_at), found.end
+    if end is not None:
+        if reset_at >= end:
+            return found
+        start = min(start, end - 1)
+    return Period(start, end) if start > found.start else found
 
 
 def period_for(budget: Budget, now: float, reset_at: float | None = None) -> Period:

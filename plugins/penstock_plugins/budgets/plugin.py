@@ -222,7 +222,7 @@ class Budgets:
             admission.likely_tokens = likely_input(exchange)
         price = admission.price_of(candidate, self._admitter.table)
         cost = cost_of(exchange, price, admission.likely_tokens)
-        if price in admission.stand_ins and cost.source == "priced":
+        if admission.stand_ins and price in admission.stand_ins and cost.source == "priced":
             cost = attrs.evolve(cost, source="estimated")
         if cost.nano_usd and outcome_of(exchange) == "success":
             self._averages.add(admission.principal.virtual_key_id, candidate.model, cost.nano_usd)
