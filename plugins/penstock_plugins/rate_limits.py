@@ -7,7 +7,7 @@ corrected once the exchange has ended; a request that was refused uses up nothin
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal, get_args
 
@@ -75,6 +75,8 @@ class Ask:
     """Id of the key or binding."""
     limits: RateLimits
     claims: Sequence[Claim]
+    of_minute: Sequence[Claim]
+    """Those of them that minutes slide for."""
     now_ms: int
     """Milliseconds since the epoch."""
 
@@ -208,18 +210,19 @@ class RateLimiting:
             return None
         now_ms = int(self.services.clock() * 1000)
         minute, elapsed = now_ms // MINUTE_MS * 60, now_ms % MINUTE_MS
-        claims = []
+        claims: list[Claim] = []
         if limits.concurrency is not None:
             claims.append(Claim(f"concurrency:{owner}", 0, 1, limits.concurrency))
         if limits.rpd is not None:
             counter, day = f"rpd:{owner}", now_ms // 1000 // DAY * DAY
             claims.append(Claim(counter, day, 1, max(0, limits.rpd - self._before_start.get((counter, day), 0))))
+        others = len(claims)
         if limits.rpm is not None:
             claims.append(self._minute_claim(f"rpm:{owner}", minute, 1, limits.rpm, elapsed))
         if limits.tpm is not None:
             tokens = max(1, min(expected_tokens(exchange), limits.tpm))  # one too large waits for an empty minute
             claims.append(self._minute_claim(f"tpm:{owner}", minute, tokens, limits.tpm, elapsed))
-        return Ask(owner, limits, claims, now_ms) if claims else None
+        return Ask(owner, limits, claims, claims[others:], now_ms) if claims else None
 
     def _minute_claim(self, counter: str, minute: int, amount: int, limit: int, elapsed_ms: int) -> Claim:
         return Claim(counter, minute, amount, room(limit, self._used(counter, minute - 60), elapsed_ms))
@@ -268,7 +271,7 @@ class RateLimiting:
         return held
 
     def _taken(self, ask: Ask, reservation: Reservation) -> Taken:
-        for claim in _by_the_minute(ask.claims):
+        for claim in ask.of_minute:
             place = claim.counter, claim.period
             self._under_way[place] = self._under_way.get(place, 0) + claim.amount
         return Taken(ask, reservation)
@@ -283,7 +286,7 @@ class RateLimiting:
 
     def _settle(self, taken: Taken, tokens: int, *, is_used: bool) -> None:
         owner = taken.ask.owner
-        for claim in _by_the_minute(taken.ask.claims):
+        for claim in taken.ask.of_minute:
             place = claim.counter, claim.period
             left = self._under_way.pop(place) - claim.amount
             if left:
@@ -317,10 +320,6 @@ class RateLimiting:
 def _dimension_of(claim: Claim) -> Dimension:
     name = claim.counter.partition(":")[0]
     return next(dimension for dimension in get_args(Dimension) if dimension == name)
-
-
-def _by_the_minute(claims: Iterable[Claim]) -> Iterable[Claim]:
-    return (claim for claim in claims if claim.counter.startswith(("rpm:", "tpm:")))
 
 
 def expected_tokens(exchange: Exchange) -> int:
