@@ -24,7 +24,11 @@ RELAY_PATH = (
     "connection.py", "forwarding.py", "http_providers.py", "metering.py", "outbox.py", "pipeline.py", "relay.py",
     "replies.py", "server.py", "upstream/direct.py", "upstream/store.py", "upstream/via_httpcore.py",
 )  # fmt: skip
-COMMANDS = {"demo": ("penstock.config.", "penstock.serving."), "management_cli": ("penstock.runtime_file.",)}
+COMMANDS = {
+    "demo": ("penstock.config.", "penstock.runtime_file.", "penstock.serving."),
+    "management_cli": ("penstock.runtime_file.",),
+    "store": ("penstock.config.",),
+}
 """What the packages of commands may import beside the public names."""
 MAX_LINES = 500
 MAX_FUNCTION_LINES = 40

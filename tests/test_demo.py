@@ -2,104 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import queue
 import re
 import shutil
 import signal
 import socket
 import stat
 import subprocess
-import sys
-import threading
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
 
-PENSTOCK = Path(sys.executable).with_name("penstock")
-PATIENCE_SECONDS = 30
-PLAIN = {
-    name: value
-    for name, value in os.environ.items()
-    if name not in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY") and not name.startswith("PENSTOCK_")
-}
-
-
-class Running:
-    """A demo that runs; its standard output is read line by line."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line)
-        self._lines.put(None)
-
-    def line(self) -> str:
-        found = self._lines.get(timeout=PATIENCE_SECONDS)
-        assert found is not None, "the demo ended early"
-        return found
-
-    def facts(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.line())
-        return found
-
-    def text_until(self, mark: str) -> str:
-        text = ""
-        while mark not in text:
-            text += self.line()
-        return text
-
-    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
-        """Return the exit status, and what else was printed."""
-        self.process.send_signal(number)
-        status = self.process.wait(PATIENCE_SECONDS)
-        self._reader.join()
-        rest = []
-        while (line := self._lines.get_nowait()) is not None:
-            rest.append(line)
-        return status, "".join(rest).strip()
-
-
-@contextmanager
-def demo(tmp_path: Path, *arguments: str, env: dict[str, str] | None = None) -> Iterator[Running]:
-    command = [str(PENSTOCK), "demo", "--port", "0", *arguments]
-    temporary = tmp_path / "tmp"
-    temporary.mkdir(exist_ok=True)
-    with (
-        (tmp_path / "stderr").open("w") as errors,
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env={**PLAIN, "TMPDIR": str(temporary), **(env or {})},
-        ) as process,
-    ):
-        running = Running(process)
-        try:
-            yield running
-        finally:
-            if process.poll() is None:
-                process.kill()
-            running._reader.join()
-
-
-def run_shell(command: str) -> dict[str, Any]:
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+from demo_process import PATIENCE_SECONDS, PENSTOCK, PLAIN, demo, run_shell, user
+from penstock import display_prefix, hash_key, new_key
 
 
 def test_table_prints_lines_that_work_when_pasted(tmp_path: Path) -> None:
@@ -138,41 +54,121 @@ def test_interrupt_ends_the_demo_cleanly(tmp_path: Path) -> None:
         assert running.stop(signal.SIGINT) == (0, "")
 
 
-def test_a_given_folder_keeps_key_and_configuration(tmp_path: Path) -> None:
+def test_a_given_folder_keeps_key_token_and_configuration(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     seen = []
     for _ in range(2):
         with demo(tmp_path, "--format", "json", "--folder", str(folder)) as running:
             facts = running.facts()
             assert run_shell(facts["curl"])["object"] == "chat.completion"
-            seen.append((facts["virtual_key"], (folder / "penstock.toml").read_bytes()))
+            seen.append((facts["virtual_key"], facts["admin_token"], (folder / "penstock.toml").read_bytes()))
             assert running.stop() == (0, "")
     assert seen[0] == seen[1]
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    assert modes == {"penstock.toml": 0o600, "virtual-key": 0o600}
-    assert seen[0][0].encode() not in seen[0][1]
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    assert modes == {0o600}
+    assert {"penstock.toml", "virtual-key", "penstock.db"} <= {path.name for path in folder.iterdir()}
+    assert seen[0][0].encode() not in seen[0][2]
 
 
-def test_keys_in_the_environment_bind_providers_and_are_not_written(tmp_path: Path) -> None:
+def test_a_kept_folder_is_served_by_serve_as_well(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
-    with demo(
-        tmp_path, "--format", "json", "--folder", str(folder), env={"OPENAI_API_KEY": "sk-not-on-disk"}
-    ) as running:
+    with demo(tmp_path, "--format", "json", "--folder", str(folder)) as running:
+        running.facts()
+        assert running.stop() == (0, "")
+    command = [str(PENSTOCK), "check", "-c", str(folder / "penstock.toml")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, env=user(tmp_path), check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_lost_key_file_is_made_anew_and_the_new_key_works(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    keys = []
+    for _ in range(2):
+        with demo(tmp_path, "--format", "json", "--folder", str(folder)) as running:
+            facts = running.facts()
+            keys.append(facts["virtual_key"])
+            assert run_shell(facts["curl"])["model"] == facts["model"]
+            assert running.stop() == (0, "")
+        (folder / "virtual-key").unlink()
+    assert keys[0] != keys[1]
+
+
+def test_keys_in_the_environment_bind_providers_and_are_not_written_in_clear(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    secret = {"OPENAI_API_KEY": "sk-not-in-clear-on-disk"}
+    with demo(tmp_path, "--format", "json", "--folder", str(folder), env=secret) as running:
         facts = running.facts()
         assert facts["providers"] == {"openai": "openai", "anthropic": "mock"}
         mocked = facts["curl"].replace('"model":"', '"model":"mock/')
         assert run_shell(mocked)["model"] == facts["model"]
         assert running.stop() == (0, "")
-    text = (folder / "penstock.toml").read_text()
-    bindings = tomllib.loads(text)["plugins"]["routing"]["bindings"]
+    for path in folder.rglob("*"):
+        assert not path.is_file() or b"sk-not-in-clear" not in path.read_bytes()
+    with demo(tmp_path, "--format", "json", "--folder", str(folder)) as running:
+        assert running.facts()["providers"] == {"openai": "openai", "anthropic": "mock"}
+        assert running.stop() == (0, "")
+
+
+def test_a_stand_in_becomes_the_provider_when_its_key_comes_with_a_later_start(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    seen = []
+    for env in ({}, {"ANTHROPIC_API_KEY": "sk-ant-of-a-later-start"}):
+        with demo(tmp_path, "--format", "json", "--folder", str(folder), env=env) as running:
+            seen.append(running.facts()["providers"])
+            assert running.stop() == (0, "")
+    assert seen == [{"openai": "mock", "anthropic": "mock"}, {"openai": "mock", "anthropic": "anthropic"}]
+
+
+def test_a_key_that_differs_from_the_stored_one_is_pointed_out(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    for key, says in (("sk-the-first-of-two", "openai, anthropic"), ("sk-the-second-of-two", "holds another")):
+        with demo(tmp_path, "--folder", str(folder), env={"OPENAI_API_KEY": key}) as running:
+            text = running.text_until("Ctrl-C")
+            assert says in text
+            assert key not in text
+            assert running.stop() == (0, "")
+
+
+OLD = """\
+[gateway]
+plugins = ["virtual_keys", "routing", "mock", "openai", "anthropic"]
+
+[plugins.virtual_keys]
+pepper = "{pepper}"
+
+[[plugins.virtual_keys.keys]]
+name = "demo"
+hash = "{hash}"
+prefix = "{prefix}"
+
+[[plugins.routing.bindings]]
+name = "mock"
+type = "mock"
+"""
+
+
+def test_a_folder_of_the_earlier_layout_works_as_it_did(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    pepper, key = "5" * 64, new_key()
+    text = OLD.format(pepper=pepper, hash=hash_key(pepper.encode(), key.encode()).hex(), prefix=display_prefix(key))
+    (folder / "penstock.toml").write_text(text)
+    (folder / "virtual-key").write_text(key + "\n")
+    secret = {"OPENAI_API_KEY": "sk-not-on-disk"}
+    for env, openai_by in ((secret, "openai"), ({}, "mock")):
+        with demo(tmp_path, "--format", "json", "--folder", str(folder), env=env) as running:
+            facts = running.facts()
+            assert facts["virtual_key"] == key
+            assert facts["providers"] == {"openai": openai_by, "anthropic": "mock"}
+            assert (facts["api_url"], facts["admin_token"]) == (None, None)
+            assert run_shell(facts["curl"].replace('"model":"', '"model":"mock/'))["model"] == facts["model"]
+            assert running.stop() == (0, "")
+    bindings = tomllib.loads((folder / "penstock.toml").read_text())["plugins"]["routing"]["bindings"]
     assert [binding["type"] for binding in bindings] == ["mock", "openai"]
     assert bindings[1]["credential"] == {"env": "OPENAI_API_KEY"}
-    assert "sk-not-on-disk" not in text
-    with demo(tmp_path, "--format", "json", "--folder", str(folder)) as running:
-        facts = running.facts()
-        assert facts["providers"] == {"openai": "mock", "anthropic": "mock"}
-        assert run_shell(facts["curl"])["model"] == facts["model"]
-        assert running.stop() == (0, "")
+    assert sorted(path.name for path in folder.iterdir()) == ["penstock.toml", "virtual-key"]
 
 
 def refused(*arguments: str) -> list[str]:
@@ -203,6 +199,6 @@ def test_a_port_in_use_is_one_line() -> None:
 def test_a_spoilt_folder_is_refused_without_a_traceback(tmp_path: Path, content: str) -> None:
     (tmp_path / "penstock.toml").write_text(content)
     (line,) = refused("--port", "0", "--folder", str(tmp_path))
-    assert "virtual-key" in line
+    assert "virtual-key" in line or "is not valid TOML" in line
     (tmp_path / "virtual-key").write_text("not a key\n")
     assert all(line.startswith("penstock: ") for line in refused("--port", "0", "--folder", str(tmp_path)))

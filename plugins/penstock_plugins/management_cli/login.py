@@ -34,8 +34,10 @@ def login(terminal: Terminal) -> None:
     if access.url.startswith("http://") and not any(host in access.url for host in _LOOPBACK):
         note(f"penstock: {access.url} is not encrypted: whoever sees the traffic sees the token")
     api = Api(access)
-    answer = api.request("GET", path_of("whoami"))
-    api.close()
+    try:
+        answer = api.request("GET", path_of("whoami"))
+    finally:
+        api.close()
     path = write_profile(access.url, access.token, os.environ)
     terminal.show(answer)
     note(f"logged in to {access.url}; kept in {path}")
