@@ -26,7 +26,7 @@ _CONFIG = """\
 # Made by "penstock demo". Serve it again with the same command, or with: penstock serve -c {file}
 [gateway]
 plugins = [
-    "store", "virtual_keys", "routing", "prices",
+    "store", "virtual_keys", "rate_limits", "routing", "prices", "budgets",
     "mock", "openai", "anthropic", "management",
 ]
 
