@@ -23,6 +23,7 @@ CHAT = "/v1/chat/completions"
 USAGE = {"prompt_tokens": 30, "completion_tokens": 20, "total_tokens": 50}
 ANSWER = http_reply(json.dumps({"id": "x", "choices": [], "usage": USAGE}).encode())
 ONE_BINDING = ({"name": "up", "type": "openai_compatible"},)
+ANTHROPIC = ({"name": "up", "type": "anthropic"},)
 
 
 def chat(size: int = 0, **members: Any) -> bytes:
@@ -52,12 +53,13 @@ async def bound(
     bindings: dict[str, RateLimits] | None = None,
     upstreams: Sequence[FakeUpstream] | None = None,
     after: Sequence[Any] = (),
+    bindings_of: Sequence[dict[str, str]] = ONE_BINDING,
     **options: Any,
 ) -> AsyncIterator[Bound]:
     plugin, made = setting(key=key, bindings=bindings or {})
     upstream = upstreams or [FakeUpstream([[ANSWER]], repeat=True)]
     plugins = [plugin, ("rate_limits", RateLimiting), *after]
-    async with Harness(plugins, upstream=upstream, bindings=ONE_BINDING, **options) as gateway:
+    async with Harness(plugins, upstream=upstream, bindings=bindings_of, **options) as gateway:
         yield Bound(gateway, made[0])
     assert made[0].counters.left == {}, "something was never given back"
 
@@ -138,6 +140,14 @@ async def test_a_form_counts_once_it_is_settled() -> None:
         path = "/v1/audio/transcriptions"
         replies = [await it.gateway.request("POST", path, fields, form) for _ in range(3)]
         assert [reply.status for reply in replies] == [200, 200, 429]
+
+
+async def test_what_makes_no_model_work_uses_no_tokens() -> None:
+    upstream = FakeUpstream([[http_reply(b'{"input_tokens":900}')]], repeat=True)
+    async with bound(RateLimits(tpm=100), upstreams=[upstream], bindings_of=ANTHROPIC) as it:
+        replies = [await it.ask(chat(size=50_000), "/v1/messages/count_tokens") for _ in range(5)]
+        assert [reply.status for reply in replies] == [200] * 5
+        assert it.setting.counters.settled == {}
 
 
 async def test_no_more_than_the_limit_run_at_once_and_the_next_may_as_one_ends() -> None:

@@ -219,7 +219,7 @@ class RateLimiting:
         others = len(claims)
         if limits.rpm is not None:
             claims.append(self._minute_claim(f"rpm:{owner}", minute, 1, limits.rpm, elapsed))
-        if limits.tpm is not None:
+        if limits.tpm is not None and uses_tokens(exchange):
             tokens = max(1, min(expected_tokens(exchange), limits.tpm))  # one too large waits for an empty minute
             claims.append(self._minute_claim(f"tpm:{owner}", minute, tokens, limits.tpm, elapsed))
         return Ask(owner, limits, claims, claims[others:], now_ms) if claims else None
@@ -322,14 +322,18 @@ def _dimension_of(claim: Claim) -> Dimension:
     return next(dimension for dimension in get_args(Dimension) if dimension == name)
 
 
+def uses_tokens(exchange: Exchange) -> bool:
+    """Tell whether a request makes a model work; listing models or counting tokens does not."""
+    endpoint = exchange.request.endpoint
+    return endpoint.has_model and endpoint.operation != "count_tokens"
+
+
 def expected_tokens(exchange: Exchange) -> int:
     """Estimate a request's tokens: four bytes of its JSON make one, and what it may be answered at most is added.
 
     A form counts as nothing until it is settled. Raises RequestError for a body that cannot be read.
     """
     request = exchange.request
-    if not request.body:
-        return 0
     asked = exchange.peek.max_tokens or 0
     body = request.body if request.decoded is None else request.decoded
     said = 0 if body.startswith(b"--") else len(body) // BYTES_PER_TOKEN
