@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Literal
 
 import anyio
 import anyio.to_thread
@@ -13,14 +14,18 @@ from sqlalchemy import Connection
 
 from penstock import ConfigurationError, Secret
 from penstock.governance import StoreUnavailableError
+from penstock_plugins.store.accounting import open_accounting
 from penstock_plugins.store.bindings import BindingTable
 from penstock_plugins.store.bootstrap import Beginnings, fill, is_empty
 from penstock_plugins.store.budgets import StoredBudgets
+from penstock_plugins.store.counters import MemoryCounters
 from penstock_plugins.store.database import Database
 from penstock_plugins.store.files import Place, read_private, write_private
 from penstock_plugins.store.following import Objects
 from penstock_plugins.store.keys import StoredKeys
+from penstock_plugins.store.ledger import JournaledLedger
 from penstock_plugins.store.objects import SQLTransaction
+from penstock_plugins.store.reader import SQLLedgerReader
 from penstock_plugins.store.schema import migrate
 from penstock_plugins.store.unlocking import unlock
 from penstock_plugins.store.vault import SealedVault
@@ -35,6 +40,7 @@ class StoreSettings:
     place: Place
     encryption_key: Secret | None = None
     pepper: Secret | None = None
+    journal_sync: Literal["none", "always"] = "none"
 
     @property
     def url(self) -> str:
@@ -69,6 +75,9 @@ class OpenStore:
     bindings: BindingTable
     budgets: StoredBudgets
     local_admin: KeptToken
+    counters: MemoryCounters
+    ledger: JournaledLedger
+    ledger_reader: SQLLedgerReader
 
 
 @asynccontextmanager
@@ -83,20 +92,25 @@ async def open_store(
             keys, bindings, budgets = StoredKeys(), BindingTable(vault), StoredBudgets()
             objects = Objects(database, clock, (keys, bindings, budgets))
             await objects.refresh()
-            store = OpenStore(
-                settings=settings,
-                database=database,
-                vault=vault,
-                objects=objects,
-                keys=keys,
-                bindings=bindings,
-                budgets=budgets,
-                local_admin=KeptToken(settings.place),
-            )
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(objects.follow)
-                yield store
-                tasks.cancel_scope.cancel()
+            journal = Place(settings.place.database.resolve()).journal
+            async with open_accounting(database, journal, sync=settings.journal_sync == "always") as accounting:
+                store = OpenStore(
+                    settings=settings,
+                    database=database,
+                    vault=vault,
+                    objects=objects,
+                    keys=keys,
+                    bindings=bindings,
+                    budgets=budgets,
+                    local_admin=KeptToken(settings.place),
+                    counters=accounting.counters,
+                    ledger=accounting.ledger,
+                    ledger_reader=accounting.reader,
+                )
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(objects.follow)
+                    yield store
+                    tasks.cancel_scope.cancel()
 
 
 def prepare(

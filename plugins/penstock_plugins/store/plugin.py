@@ -6,12 +6,22 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
 
 from penstock import BindingDirectory, ConfigurationError, KeyDirectory, Secret, Services, hookimpl
-from penstock.governance import BudgetDirectory, LocalAdmin, ObjectStore, Reading, Transaction, Vault
+from penstock.governance import (
+    BudgetDirectory,
+    Counters,
+    Ledger,
+    LedgerReader,
+    LocalAdmin,
+    ObjectStore,
+    Reading,
+    Transaction,
+    Vault,
+)
 from penstock_plugins.store.bindings import StoredBindings, not_open
 from penstock_plugins.store.files import Place
 
@@ -35,6 +45,9 @@ class StoreConfig:
     pepper: Secret | None = None
     """What keys and tokens are hashed under, at least 16 characters. Unset: the file ``<database>.pepper``, made at the
     first start. It cannot be changed without new secrets for all."""
+    journal_sync: Literal["none", "always"] = "none"
+    """Whether each record of the ledger's journal is synced to the disk before a provider is asked. ``none`` survives
+    the death of the process at any moment, and loses to a power failure what the system had not written yet."""
 
     def place(self, folder: Path) -> Place:
         """Return where the database is. Raises ConfigurationError for what is no file of SQLite."""
@@ -134,6 +147,9 @@ class Store:
         provide(Vault, self._stand("vault"))
         provide(KeyDirectory, self._stand("keys"))
         provide(BudgetDirectory, self._stand("budgets"))
+        provide(Counters, self._stand("counters"))
+        provide(Ledger, self._stand("ledger"))
+        provide(LedgerReader, self._stand("ledger_reader"))
 
     def _stand(self, member: str) -> Standing:
         standing = self._standing[member] = Standing()
@@ -147,7 +163,10 @@ class Store:
         from penstock_plugins.store.opening import StoreSettings, open_store  # noqa: PLC0415
 
         settings = StoreSettings(
-            place=self._place, encryption_key=self.config.encryption_key, pepper=self.config.pepper
+            place=self._place,
+            encryption_key=self.config.encryption_key,
+            pepper=self.config.pepper,
+            journal_sync=self.config.journal_sync,
         )
         beginnings = Beginnings(
             environment=os.environ, types=self.services.providers.types, namespace=self.services.namespace
@@ -157,7 +176,7 @@ class Store:
             key, lambda: open_store(settings, beginnings, self.services.clock)
         ) as store:
             if store.settings != settings:
-                raise ConfigurationError("encryption_key and pepper need a restart to change")
+                raise ConfigurationError("encryption_key, pepper and journal_sync need a restart to change")
             async with self._opened(store):
                 yield
 
