@@ -326,3 +326,21 @@ def test_json_is_printed_as_the_api_spelled_it(capsys: pytest.CaptureFixture[str
 
 def test_every_resource_shows_its_id_whole() -> None:
     assert next(column for column in BUDGETS.columns if column.title == "id").is_whole
+
+
+def test_a_terminal_too_narrow_for_a_line_gets_every_value_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "50")
+    rows = [{"id": "bud_" + "0" * 26, "name": name * 70} for name in "ab"]
+    output.print_table(rows, output.columns("id", "name"), empty="")
+    captured = capsys.readouterr()
+    assert captured.out.count("bud_" + "0" * 26) == 2
+    assert (captured.out.count("a"), captured.out.count("b") - 2) == (70 + 2, 70)
+    assert "…" not in captured.out + captured.err
+
+
+def test_members_that_hold_only_nulls_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_facts({"rate_limits": {"rpm": None}, "policy_rules": {"tools": {"deny": None}}, "count": 0})
+    assert capsys.readouterr().out.split() == ["count", "0"]

@@ -8,7 +8,7 @@ import click
 
 from penstock_plugins.management_cli.bindings import RATES
 from penstock_plugins.management_cli.fields import Field, pairs, usd
-from penstock_plugins.management_cli.output import columns
+from penstock_plugins.management_cli.output import Column, columns
 from penstock_plugins.management_cli.ownership import ARCHIVED
 from penstock_plugins.management_cli.resources import (
     Resource,
@@ -30,7 +30,10 @@ KEYS = Resource(
     name="virtual-keys",
     noun="virtual key",
     about="Credentials that clients present to the gateway.",
-    columns=columns("id", "name", "status", "display_prefix", "env", "provider_bindings", "last_used_at", "expires_at"),
+    columns=(
+        *columns("id", "name", "status", "display_prefix", "env", "last_used_at", "expires_at"),
+        Column("provider_bindings", "provider_bindings", is_whole=True),
+    ),
     fields=(
         Field("--name", "name", "What it is called.", is_required=True),
         Field("--env", "env", "Which kind of traffic it is for.", type=click.Choice(["live", "test"]), only="create"),

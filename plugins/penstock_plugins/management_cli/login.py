@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from penstock_plugins.management_cli.client import Api, path_of
-from penstock_plugins.management_cli.output import note
+from penstock_plugins.management_cli.output import note, print_facts
 from penstock_plugins.management_cli.profile import Access, checked_url, find_access, read_token, write_profile
 from penstock_plugins.management_cli.terminal import ApiCommand, Terminal
 
@@ -58,6 +60,19 @@ def _token(terminal: Terminal) -> str:
 @click.pass_obj
 def whoami(terminal: Terminal) -> None:
     """Print the actor."""
-    terminal.show(terminal.api.request("GET", path_of("whoami")))
+    answer = terminal.api.request("GET", path_of("whoami"))
+    if terminal.form == "json":
+        terminal.show(answer)
+    else:
+        print_facts({**answer.content, "grants": [_spoken(grant) for grant in answer.content.get("grants", ())]})
     access = terminal.api.access
     note(f"{access.url}, found by {access.origin}")
+
+
+def _spoken(grant: Mapping[str, Any]) -> str:
+    """Return a grant in short: ``manage`` stands for all that can be done with a resource."""
+    permissions = grant.get("permissions", ())
+    whole = {name.removesuffix(":manage") for name in permissions if name.endswith(":manage")}
+    short = [name for name in permissions if name.endswith(":manage") or name.partition(":")[0] not in whole]
+    own = [f"{name} (own)" for name in grant.get("own", ()) if name not in permissions]
+    return f"on {grant.get('scope_id')}: {' '.join([*short, *own])}"

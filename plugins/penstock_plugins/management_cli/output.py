@@ -7,6 +7,7 @@ in an ellipsis, and a note says how to see all.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -57,36 +58,43 @@ def print_json(value: object) -> None:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], *, empty: str) -> None:
-    """Print a line per row; columns that hold nothing in any row are left out."""
+    """Print a line per row; columns that hold nothing in any row are left out.
+
+    Where a line would be wider than the terminal, each row is printed as facts below one another.
+    """
     if not rows:
         note(empty)
         return
     cells = [[cell(column.value(row)) for column in shown] for row in rows]
     kept = [index for index in range(len(shown)) if any(line[index] for line in cells)]
-    was_cut = False
-    table = _table(show_header=True)
-    for index in kept:
-        table.add_column(shown[index].title, overflow="fold", no_wrap=shown[index].is_whole)
-    for line in cells:
-        texts = []
-        for index in kept:
-            text = line[index] if shown[index].is_whole else _cut(line[index])
-            was_cut = was_cut or text != line[index]
-            texts.append(text)
-        _add(table, texts)
+    titles = [shown[index].title for index in kept]
+    texts = [[line[index] if shown[index].is_whole else _cut(line[index]) for index in kept] for line in cells]
+    widths = [max(map(len, column)) for column in zip(titles, *texts, strict=True)]
+    if sys.stdout.isatty() and sum(widths) + 2 * len(widths) > _terminal_width():
+        for number, line in enumerate(cells):
+            if number:
+                click.echo()
+            _print_lines([(shown[index].title, line[index]) for index in kept if line[index]])
+        return
+    table = _table(titles)
+    for line in texts:
+        _add(table, line)
     _print(table)
-    if was_cut:
+    if any(text.endswith("…") for line in texts for text in line):
         note("… marks what is cut; --format json shows all of it")
 
 
 def print_facts(found: Mapping[str, Any]) -> None:
     """Print a line per member that holds something."""
-    table = _table(show_header=False)
+    _print_lines([(printable(name), text) for name, value in found.items() if (text := cell(value))])
+
+
+def _print_lines(lines: Sequence[tuple[str, str]]) -> None:
+    table = _table(None)
     table.add_column("", no_wrap=True, style="bold")
     table.add_column("", overflow="fold")
-    for name, value in found.items():
-        if value not in (None, [], {}, ""):
-            _add(table, [printable(name), cell(value)])
+    for line in lines:
+        _add(table, line)
     _print(table)
 
 
@@ -102,8 +110,15 @@ def cell(value: object) -> str:
         return ", ".join(f"{printable(str(name))}={cell(each)}" for name, each in value.items())
     if isinstance(value, Mapping | list | tuple):
         held = {name: each for name, each in value.items() if each is not None} if isinstance(value, Mapping) else value
-        return printable(json.dumps(held, ensure_ascii=False)) if held else ""
+        return printable(json.dumps(held, ensure_ascii=False)) if _holds(held) else ""
     return printable(str(value))
+
+
+def _holds(value: object) -> bool:
+    """Say whether there is anything but nulls in a value."""
+    if isinstance(value, Mapping):
+        return any(_holds(each) for each in value.values())
+    return value is not None and value not in ([], ())
 
 
 def printable(text: str) -> str:
@@ -115,10 +130,17 @@ def _cut(text: str) -> str:
     return text if len(text) <= WIDEST_CELL else text[: WIDEST_CELL - 1] + "…"
 
 
-def _table(*, show_header: bool) -> Any:
+def _terminal_width() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _table(titles: Sequence[str] | None) -> Any:
     from rich.table import Table  # noqa: PLC0415 - "penstock --help" need not load it
 
-    return Table(box=None, header_style="bold", show_header=show_header, pad_edge=False)
+    table = Table(box=None, header_style="bold", show_header=titles is not None, pad_edge=False)
+    for title in titles or ():
+        table.add_column(title, no_wrap=True)
+    return table
 
 
 def _add(table: Any, cells: Sequence[str]) -> None:

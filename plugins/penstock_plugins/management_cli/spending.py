@@ -147,7 +147,14 @@ _OVERRIDES = Resource(
     path="prices",
     noun="price",
     about="What models cost.",
-    columns=(*columns("id", "provider", "model", "effective_at"), Column("rates", "rates"), *columns("version")),
+    columns=(
+        *columns("id", "provider", "model", "effective_at"),
+        Column("input", "rates_usd.input"),
+        Column("cache read", "rates_usd.cache_read"),
+        Column("output", "rates_usd.output"),
+        Column("request", "rates_usd.request"),
+        *columns("version"),
+    ),
     filters=_PRICE_FILTERS,
 )
 prices = click.Group("prices", help=_OVERRIDES.about)
@@ -167,7 +174,12 @@ _SET = (
 )
 
 
-@command(prices, "list", list_parameters(_PRICE_FILTERS), about="List prices.")
+@command(
+    prices,
+    "list",
+    list_parameters(_PRICE_FILTERS),
+    about="List your prices, or with --provider and --model the one in force; USD per million tokens.",
+)
 def list_prices(terminal: Terminal, **values: Any) -> None:
     """Print prices."""
     show_pages(terminal, _OVERRIDES.place, _OVERRIDES.columns, _PRICE_FILTERS, values, noun="prices")

@@ -77,10 +77,18 @@ class ApiCommand(click.Command):
         try:
             return super().invoke(ctx)
         except RefusedError as error:
-            note(f"penstock: {printable(str(error))}")
+            note(f"penstock: {printable(str(error))}{_way_out(ctx, error)}")
             sys.exit(1)
         finally:
             terminal.close()
+
+
+def _way_out(ctx: click.Context, error: RefusedError) -> str:
+    """Return where to look for what was named and is not there."""
+    parent = ctx.parent
+    if error.code != "not_found" or parent is None or "which" not in ctx.params:
+        return ""
+    return f"; '{parent.command_path} list' shows what there is"
 
 
 def _common_options() -> list[click.Option]:
