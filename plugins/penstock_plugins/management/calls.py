@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -35,6 +36,8 @@ class Call:
     """When, milliseconds since the epoch; the same throughout the call."""
     request_id: str | None = None
     source: str = "api"
+    last_used: Mapping[str, int] = attrs.field(factory=dict)
+    """When keys were last used, as far as the ledger was asked; milliseconds since the epoch."""
 
     @property
     def change(self) -> Transaction:
@@ -45,13 +48,13 @@ class Call:
     def audit(
         self,
         action: str,
-        kind: str,
-        object_id: str,
-        scope: Scope,
+        place: tuple[str, str, Scope],
+        *,
         before: dict[str, Any] | None,
         after: dict[str, Any] | None,
     ) -> None:
-        """Enter who changed what; neither view may hold secrets."""
+        """Enter who changed what; ``place`` is kind, id and scope of it, and neither view may hold secrets."""
+        kind, object_id, scope = place
         entry = AuditEntry(
             id=new_id("aud_"),
             at_ms=self.now_ms,

@@ -29,7 +29,10 @@ _WORDS = {dict: "an object", list: "a list", tuple: "a list", str: "a string", b
 
 
 def structure(table: Mapping[str, Any], kind: type[Any], known: Sequence[str] = ()) -> Any:
-    """Turn a JSON object into ``kind``. Raises RefusedError naming every fault; ``known`` are other names to suggest."""
+    """Turn a JSON object into ``kind``. Raises RefusedError naming every fault.
+
+    ``known`` are other names to suggest.
+    """
     try:
         return _converter().structure(table, kind)
     except (BaseValidationError, ForbiddenExtraKeysError) as error:

@@ -113,10 +113,10 @@ def _is_active(call: Call, budget_id: str) -> bool:
 
 
 def _show(call: Call, stored: StoredObject, view: dict[str, Any]) -> None:
-    expires_at = view["expires_at"]
-    if view["status"] == "active" and expires_at is not None and read_time(expires_at) * 1000 <= call.now_ms:
+    if view["status"] == "active" and objects.is_expired(call, stored):
         view["status"] = "expired"
-    view["last_used_at"] = None
+    last_used = call.last_used.get(stored.id)
+    view["last_used_at"] = None if last_used is None else write_time(last_used)
     budget_id = view.pop("budget_id")
     budget = None if budget_id is None else call.tx.get("budget", budget_id)
     is_there = budget is not None and budget.archived_at_ms is None

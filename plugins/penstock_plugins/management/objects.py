@@ -20,7 +20,7 @@ from penstock_plugins.management.permissions import missing
 from penstock_plugins.management.places import find, spoken
 from penstock_plugins.management.resources import Draft, Resource, kind_of_id, owner_of, reach_of
 from penstock_plugins.management.rules import check_bounds
-from penstock_plugins.management.times import write_time
+from penstock_plugins.management.times import read_time, write_time
 
 _PAGE = 200
 
@@ -39,7 +39,7 @@ def view(call: Call, resource: Resource, stored: StoredObject) -> dict[str, Any]
 
 def _members(resource: Resource, document: Mapping[str, Any]) -> dict[str, Any]:
     """Return every member that may be seen, those an older version did not write as their defaults."""
-    found = {**_defaults(resource.kind.type), **document}
+    found = {**_defaults(resource), **document}
     return {
         field.name: found[field.name]
         for field in attrs.fields(resource.kind.type)
@@ -48,9 +48,9 @@ def _members(resource: Resource, document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _defaults(kind: Any) -> dict[str, Any]:
+def _defaults(resource: Resource) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for field in attrs.fields(kind):
+    for field in attrs.fields(resource.kind.type):
         default: Any = field.default
         if default is attrs.NOTHING:
             default = None
@@ -105,9 +105,15 @@ def _pages(
             if where.get("principal_id", owner) != owner:
                 return
             where["principal_id"] = owner
+    wants_expired = kind == "virtual_key" and where.get("status") in ("expired", "active")
+    wanted = where.get("status")
+    if wants_expired:
+        where["status"] = "active"
     while count:
         page = call.tx.list(kind, scope=scope, where=where, after=after, limit=_PAGE, include_archived=archived)
         for stored in page:
+            if wants_expired and is_expired(call, stored) != (wanted == "expired"):
+                continue
             if call.actor.views(resource.grants, reach_of(stored), owner_of(kind, stored.document)):
                 yield stored
                 count -= 1
@@ -116,6 +122,12 @@ def _pages(
         if len(page) < _PAGE:
             return
         after = page[-1].id
+
+
+def is_expired(call: Call, stored: StoredObject) -> bool:
+    """Say whether an object's ``expires_at`` has passed."""
+    expires_at = stored.document.get("expires_at")
+    return expires_at is not None and read_time(expires_at) * 1000 <= call.now_ms
 
 
 def create(call: Call, resource: Resource, body: Mapping[str, Any]) -> tuple[StoredObject, dict[str, Any]]:
@@ -142,7 +154,7 @@ def create(call: Call, resource: Resource, body: Mapping[str, Any]) -> tuple[Sto
     )
     stored = _stored(call, with_conflict)
     after = _members(resource, stored.document)
-    call.audit(resource.permission("create"), resource.kind.name, object_id, stored_in, None, after)
+    call.audit(resource.permission("create"), (resource.kind.name, object_id, stored_in), before=None, after=after)
     resource.finish(call, draft)
     return call.tx.get(resource.kind.name, object_id) or stored, draft.once
 
@@ -192,16 +204,14 @@ def save(call: Call, draft: Draft, action: str) -> StoredObject:
     resource = draft.resource
     document = unstructure(draft.document)
     stored = before
-    if document != {**_defaults(resource.kind.type), **before.document}:
+    if document != {**_defaults(resource), **before.document}:
         unique = unique_values(resource.kind, document)
         stored = _stored(call, lambda: call.change.replace(before, document, unique))
         call.audit(
             resource.permission(action),
-            resource.kind.name,
-            before.id,
-            before.scope,
-            _members(resource, before.document),
-            _members(resource, document),
+            (resource.kind.name, before.id, before.scope),
+            before=_members(resource, before.document),
+            after=_members(resource, document),
         )
     resource.finish(call, draft)
     return call.tx.get(resource.kind.name, before.id) or stored
@@ -217,7 +227,8 @@ def put_away(call: Call, resource: Resource, stored: StoredObject) -> StoredObje
     resource.archive(call, stored)
     archived = _stored(call, lambda: call.change.archive(stored))
     before = _members(resource, stored.document)
-    call.audit(resource.permission("delete"), resource.kind.name, stored.id, stored.scope, before, None)
+    place = (resource.kind.name, stored.id, stored.scope)
+    call.audit(resource.permission("delete"), place, before=before, after=None)
     return archived
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
+import itertools
 import re
 import types
 import typing
@@ -236,7 +236,6 @@ def schema_of(kind: Any) -> dict[str, Any]:
     return dict(_SCALARS.get(kind, {}))
 
 
-@functools.cache
 def _members(kind: Any) -> dict[str, Any]:
     """Return the schema of each member, with its docstring and default."""
     hints = typing.get_type_hints(kind)
@@ -266,7 +265,7 @@ def _docstrings(kind: type[Any]) -> dict[str, str]:
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     return {
         first.target.id: inspect.cleandoc(second.value.value).replace("\n", " ")
-        for first, second in zip(body, body[1:], strict=False)
+        for first, second in itertools.pairwise(body)
         if isinstance(first, ast.AnnAssign)
         and isinstance(first.target, ast.Name)
         and isinstance(second, ast.Expr)

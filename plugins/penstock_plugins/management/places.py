@@ -127,7 +127,9 @@ def resolve(
         _resolve_at(call, path.split("."), kinds, body, near, "")
 
 
-def _resolve_at(call: Call, path: list[str], kinds: Sequence[str], value: Any, near: Scope | None, where: str) -> None:
+def _resolve_at(  # noqa: PLR0917 - it calls itself
+    call: Call, path: list[str], kinds: Sequence[str], value: Any, near: Scope | None, where: str
+) -> None:
     name, rest = path[0], path[1:]
     many = name.endswith("[]")
     name = name.removesuffix("[]")

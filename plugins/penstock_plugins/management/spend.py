@@ -106,7 +106,7 @@ def usage_query(call: Call, query: Mapping[str, str]) -> UsageQuery:
         since_ns=since,
         until_ns=until,
         group_by=group_by,
-        bucket=cast(Any, bucket),
+        bucket=cast("Any", bucket),
         timezone=zone,
         where=where,
     )

@@ -145,6 +145,8 @@ def _check_reach(call: Call, draft: Draft) -> None:
     user = None if token.user_id is None else call.tx.get("user", token.user_id)
     if token.user_id is not None and (user is None or user.archived_at_ms is not None):
         raise bad_field("user_id", "must be a user who is not archived")
+    if user is not None and draft.scope is not None and user.scope.organization_id != draft.scope.organization_id:
+        raise bad_field("user_id", "must be a user of the same organization")
     if token.role is None and not token.permissions:
         if user is None:
             raise bad_field("permissions", "give permissions, a role, or the user whose roles the token has")

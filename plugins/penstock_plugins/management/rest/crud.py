@@ -46,7 +46,7 @@ def routes_of(resource: Resource) -> Iterator[Route]:
 
 
 def action(
-    resource: Resource, name: str, permission: str, summary: str, act: Act, body: Any, *, shows: str = "view"
+    resource: Resource, name: str, permission: str, act: Act, *, summary: str, body: Any, shows: str = "view"
 ) -> Route:
     """Return the route of something that can be done to one object."""
 

@@ -91,7 +91,7 @@ async def refund(desk: Desk, ask: Ask) -> Written:
         scope = Scope(entry.organization_id, entry.team_id, entry.project_id)
         after = {"request_id": correction.request_id, "adjusts": entry.request_id, "reason": ask.body.get("reason"),
                  "cost_nano_usd": correction.cost_nano_usd}  # fmt: skip
-        call.audit("gatewayUsage:update", "spend_event", entry.request_id, scope, None, after)
+        call.audit("gatewayUsage:update", ("spend_event", entry.request_id, scope), before=None, after=after)
         return Answer(shown, 201)
 
     return await desk.write(ask, note, REFUND)

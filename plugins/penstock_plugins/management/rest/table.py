@@ -31,13 +31,16 @@ def _status(status: str) -> Callable[..., Any]:
 def _actions() -> list[Route]:
     key, token, budget = keys.VIRTUAL_KEYS, tokens.API_TOKENS, budgets.BUDGETS
     return [
-        crud.action(key, "rotate", "rotate", "Give a key a new secret; the old one works for a grace period.",
-                    keys.rotate, keys.Rotation, shows="secret"),
-        crud.action(key, "disable", "update", "Have a key refused until it is enabled.", _status("disabled"), _NOTHING),
-        crud.action(key, "enable", "update", "Let a disabled key work again.", _status("active"), _NOTHING),
-        crud.action(key, "revoke", "delete", "Have a key refused for good.", _status("revoked"), _NOTHING),
-        crud.action(token, "revoke", "delete", "End a token for good.", tokens.revoke, _NOTHING),
-        crud.action(budget, "reset", "update", "Let a budget's period start now.", budgets.reset, _NOTHING),
+        crud.action(key, "rotate", "rotate", keys.rotate, body=keys.Rotation, shows="secret",
+                    summary="Give a key a new secret; the old one works for a grace period."),
+        crud.action(key, "disable", "update", _status("disabled"), body=_NOTHING,
+                    summary="Have a key refused until it is enabled."),
+        crud.action(key, "enable", "update", _status("active"), body=_NOTHING,
+                    summary="Let a disabled key work again."),
+        crud.action(key, "revoke", "delete", _status("revoked"), body=_NOTHING, summary="Have a key refused for good."),
+        crud.action(token, "revoke", "delete", tokens.revoke, body=_NOTHING, summary="End a token for good."),
+        crud.action(budget, "reset", "update", budgets.reset, body=_NOTHING,
+                    summary="Let a budget's period start now."),
     ]  # fmt: skip
 
 
