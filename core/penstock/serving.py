@@ -64,17 +64,16 @@ async def _run(gateway: Gateway, read: Read, announce: Announce | None, lifeline
                     f"{gateway.configuration.gateway.listen}: {error.strerror or error}"
                 ) from error
             _settle_garbage()
-            log.info("listening", address=gateway.configuration.gateway.listen, port=port)
             runtime_file = RuntimeFile()
             try:
                 _let_in(gateway, port, runtime_file)
+                log.info("listening", address=gateway.configuration.gateway.listen, port=port)
                 if announce is not None:
                     announce(port)
                 async for number in signals:
                     if number != signal.SIGHUP:
                         break
-                    await _reload(gateway, read, log)
-                    _let_in(gateway, port, runtime_file)
+                    await _reload(gateway, read, log, lambda: _let_in(gateway, port, runtime_file))
             finally:
                 runtime_file.remove()
             log.info("draining", in_flight=gateway.server.in_flight)
@@ -104,9 +103,11 @@ def _end_with(lifeline: int) -> None:
     loop.add_reader(lifeline, end)
 
 
-async def _reload(gateway: Gateway, read: Read, log: Log) -> None:
+async def _reload(gateway: Gateway, read: Read, log: Log, follow: Callable[[], None]) -> None:
+    """Reload, then ``follow``, then say so; a refused reload changes nothing."""
     try:
         await gateway.reload(read)
+        follow()
     except ConfigurationError as error:
         log.error(_REFUSED, faults=error.faults)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - no file and no plugin in it ends what runs
