@@ -10,7 +10,7 @@ from subprocess import Popen
 
 import attrs
 from benchmarks.build import Programs
-from benchmarks.gateway import ALIAS_SECRET, SECRET, GatewayCommand
+from benchmarks.gateway import ALIAS_SECRET, SECRET, GatewayCommand, Served
 from benchmarks.generator import Generator, Load, LoadResult
 from benchmarks.machine import CorePlan
 from benchmarks.nginx import write_nginx_command
@@ -37,6 +37,8 @@ class Subject:
     port: int
     program: Popen[bytes] | None = None
     start_seconds: float = 0.0
+    secret: str = SECRET
+    alias_secret: str = ALIAS_SECRET
 
 
 @attrs.frozen
@@ -98,18 +100,19 @@ class Bench:
         port = free_port()
         upstream = mock_port or self._mock_port
         if name == "gateway":
-            command = self.gateway_command.write(folder, port, upstream, workers)
+            served = self.gateway_command.write(folder, port, upstream, workers)
         else:
-            command = write_nginx_command(folder, self.nginx, port, upstream)
+            served = Served(write_nginx_command(folder, self.nginx, port, upstream))
         log = folder / "output.log"
-        request = build_requests(Prompt(), port, SECRET, 1)[0]
+        request = build_requests(Prompt(), port, served.secret, 1)[0]
         started = time.perf_counter()
-        with running(command, (plan or self.plan).gateway, log) as program:
+        with running(served.command, (plan or self.plan).gateway, log) as program:
             try:
                 wait_for_answer(program, port, request, log)
             except MeasurementError as error:
                 raise MeasurementError(f"{name} is {error}") from error
-            yield Subject(name, port, program, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            yield Subject(name, port, program, seconds, served.secret, served.alias_secret)
 
     def standing(self, name: str) -> Subject:
         """Return the subject that stays up between rows; start it when it is not running."""
@@ -125,7 +128,7 @@ class Bench:
 
     def write(self, subject: Subject, prompt: Prompt) -> Path:
         """Write the requests for a prompt to a subject."""
-        secret = ALIAS_SECRET if prompt.model == ALIAS else SECRET
+        secret = subject.alias_secret if prompt.model == ALIAS else subject.secret
         path = self.folder / f"requests-{subject.port}"
         return write_requests(path, build_requests(prompt, subject.port, secret))
 

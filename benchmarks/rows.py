@@ -7,6 +7,21 @@ from benchmarks.generator import Load, LoadResult
 from benchmarks.prompts import Prompt
 from benchmarks.report import Goal, Row, Spread, added_ratio, difference, ratio
 
+GOVERNED_GOALS = {
+    "1": Goal(0.24, is_least=True),
+    "2": Goal(2.4),
+    "3": Goal(2.5),
+    "4": Goal(0.38, is_least=True),
+    "5": Goal(0.5),
+    "6": Goal(0.5),
+    "7": Goal(80),
+    "8": Goal(10),
+    "9": Goal(60),
+    "10": Goal(0.9),
+    "11": Goal(3.0, is_least=True),
+    "12": Goal(0.3, is_least=True),
+}
+"""By row: what to reach with store, budgets, limits and ledger on."""
 MOCK_HEADROOM = 3.0
 CHAT = Prompt()
 LONG_CHAT = Prompt(body_size=100_000)

@@ -1,6 +1,6 @@
 """Measure the gateway against nginx and against no proxy at all, in one run.
 
-    python benchmarks/run.py [--quick] [--only ROW ...] [--markdown] [--json FILE]
+    python benchmarks/run.py [--quick] [--governed] [--only ROW ...] [--markdown] [--json FILE]
 
 Needs Linux, a C compiler and nginx. Mock upstream, load generator and gateway get cores of their own.
 """
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
         bench = Bench(
             programs=programs,
-            gateway_command=GatewayCommand(options.gateway),
+            gateway_command=GatewayCommand(options.gateway, options.governed),
             nginx=nginx,
             folder=Path(folder),
             plan=plan_cores(cores),
@@ -97,6 +97,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--gateway",
         metavar="CMD",
         help="command with {port}, {upstream}, {config}, {workers} instead of penstock serve",
+    )
+    parser.add_argument(
+        "--governed", action="store_true", help="with store, rate limits, budgets and ledger on, and the goals for that"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure to a file")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
@@ -127,6 +130,8 @@ def _measure(bench: Bench, names: Sequence[str]) -> list[Row]:
                 first_line = str(error).partition("\n")[0]
                 row = Row(number, word, word, "not measured", errors=1, notes=(f"failed: {first_line}",))
             _say(f"    {time.monotonic() - started:.1f} s")
+            if bench.gateway_command.is_governed and row.goal is not None:
+                row = attrs.evolve(row, goal=rows.GOVERNED_GOALS[row.number])
             measured.append(row)
     return measured
 
