@@ -19,7 +19,8 @@ from penstock_plugins.store.totals import Name
 WAIT_SECONDS = 1.0
 """How long money that another process holds and may not need is waited for."""
 _IDLE_ROUNDS_DURABLE = 10
-_IDLE_ROUNDS = 1500
+_IDLE_ROUNDS = 90_000
+"""A bit more than a day: alone, memory is the only place where the requests of a day are counted."""
 _LOOKED_AT = 1000
 
 
@@ -114,11 +115,17 @@ class MemoryCounters:
         return self.accounts.get(name) or self._add(name, is_durable=is_durable, is_known=False)
 
     def _drop(self, account: Account | None) -> None:
-        if account is not None and account.is_free and not account.lease and account not in self.dirty:
+        if account is not None and self._is_over(account) and not account.lease and account not in self.dirty:
             self.accounts.pop(account.name, None)
             latest = self._latest.get(account.name[0])
             if latest is not None and latest[0] == account.name[1]:
                 del self._latest[account.name[0]]
+
+    def _is_over(self, account: Account) -> bool:
+        """Tell whether nothing is lost with an account; alone, what a volatile one has settled is written nowhere."""
+        if account.is_durable or self.is_shared:
+            return account.is_free
+        return not account.reserved
 
     def look_for_idle(self) -> list[Account]:
         """Forget accounts nobody has used for long; returns those idle for a moment. Call once a second."""
