@@ -372,6 +372,8 @@ def test_default_paths_are_relative_to_the_configuration_file_too(
     assert (found.none, found.deep.file, found.beside) == (None, here / "deep.log", here / "g" / "beside")
     assert found.word == "own.log"
     assert structure({"deep": {}}, _Places, where="f.toml:", folder=folder).deep.file == here / "deep.log"
+    monkeypatch.chdir("/")  # a relative folder means another place now
+    assert structure({"given": "g"}, _Places, where="f.toml:", folder=Path("conf")).given == Path("/conf/g")
 
 
 def test_home_folder_is_spelled_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

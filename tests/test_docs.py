@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import anyio
 import attrs
 import click
 import pytest
+from anyio.streams.buffered import BufferedByteReceiveStream
 
 import penstock
 from penstock import hookspecs, plugins
@@ -286,7 +289,10 @@ WRITTEN = [parameter for parameter in GUIDE if not str(parameter.values[1]).star
 
 
 @pytest.mark.parametrize(("page", "about", "block"), WRITTEN)
-def test_plugin_of_the_guide_keeps_the_contract(page: Path, about: str, block: str, tmp_path: Path) -> None:
+def test_plugin_of_the_guide_keeps_the_contract(
+    page: Path, about: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where relative paths of a configuration without a file are
     (tmp_path / about).write_text(block)
     _, kind, _ = plugins.find(f"./{about}", tmp_path)
     check_plugin(kind, translates={"openai.chat"} if about == "plainly.py" else ())
@@ -306,7 +312,7 @@ def test_tests_of_the_guide_pass(name: str, tmp_path: Path) -> None:
 
 def test_the_guide_shows_each_kind_of_plugin() -> None:
     assert [parameter.values[1] for parameter in WRITTEN] == [
-        "regional.py", "plainly.py", "guard.py", "stamp.py", "redact.py", "rename.py", "calm.py", "acme.py"
+        "regional.py", "plainly.py", "guard.py", "stamp.py", "ledger.py", "redact.py", "rename.py", "calm.py", "acme.py"
     ]  # fmt: skip
 
 
@@ -334,6 +340,45 @@ async def test_rename_of_the_guide_edits_text_only(tmp_path: Path, is_gzipped: b
         assert reply.body == b"".join((*events[:2], said("the Kingfisher"), events[3]))
         reply = await gateway.request("POST", "/v1/chat/completions", body={"model": "m", "messages": []})
         assert reply.body == whole.replace(b"\\u0042luebird", b"Kingfisher")
+
+
+@pytest.mark.anyio
+async def test_ledger_of_the_guide_has_written_every_line_once_it_is_left(tmp_path: Path) -> None:
+    upstream = FakeUpstream([[http_reply(b'{"usage":{"prompt_tokens":3,"completion_tokens":2}}')]])
+    config = {"ledger": {"file": str(tmp_path / "out.jsonl")}}
+    async with Harness([guide("ledger.py", tmp_path)], config, upstream) as gateway:
+        await gateway.request("POST", "/v1/chat/completions", body={"model": "m", "messages": []})
+        await gateway.request("POST", "/v1/nothing/here", body={})
+        await gateway.request("GET", "/v1/models", {"Authorization": "Bearer x"})
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    found = [(line["status"], line["error"], line["key"], line["model"], line["tokens"], line["end"]) for line in lines]
+    assert found == [
+        (200, None, "test", "m", [3, 2], "complete"),
+        (404, "not_found", None, None, None, None),
+        (401, "invalid_api_key", None, None, None, None),
+    ]
+
+
+@pytest.mark.anyio
+async def test_upstream_of_the_guide_stands_in_for_a_provider(tmp_path: Path) -> None:
+    ((block,),) = [parameter.values[2:] for parameter in blocks("python", "upstream")]
+    (tmp_path / "upstream.py").write_text(str(block))
+    command = [sys.executable, str(tmp_path / "upstream.py")]
+    async with await anyio.open_process(command, stderr=None) as process:
+        assert process.stdout is not None
+        printed = BufferedByteReceiveStream(process.stdout)
+        try:
+            line = await printed.receive_until(b'"\n', 200)
+            base_url = line.decode().removeprefix('base_url = "')
+            binding = {"name": "b", "type": "regional", "base_url": base_url, "credential": "k"}
+            config = {"routing": {"bindings": [binding]}}
+            async with Harness([guide("regional.py", tmp_path)], config) as gateway:
+                reply = await gateway.request("POST", "/v1/chat/completions", body={"model": "m", "messages": []})
+            assert reply.json()["object"] == "chat.completion"
+            line = await printed.receive_until(b"\r\n", 200)
+            assert line == b"POST /v1/chat/completions?region=eu HTTP/1.1"
+        finally:
+            process.terminate()
 
 
 @pytest.mark.anyio

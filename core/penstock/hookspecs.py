@@ -64,7 +64,7 @@ def lifespan() -> AbstractAsyncContextManager[None]:
     """Return a context manager for resources and background tasks.
 
     When: entered in the order of the configuration before the gateway listens, left in reverse after the last
-    exchange. May do I/O. An exception on entering stops the start.
+    exchange. May do I/O. An exception on entering stops the start, or has a reload refused.
     """
     raise AssertionError("specification only")
 

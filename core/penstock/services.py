@@ -159,12 +159,11 @@ class Services:
             known = ", ".join(sorted(self.providers.types)) or "none"
             raise ConfigurationError(
                 f"binding {binding.name!r}: no enabled plugin brings provider type {binding.type!r}; "
-                f"enabled: {known}{_hint_to_enable(binding.type)}"
+                f"enabled: {known}{self._hint_to_enable(binding.type)}"
             )
         return provider
 
-
-def _hint_to_enable(name: str) -> str:
-    if not importlib.metadata.entry_points(group=GROUP, name=name):
-        return ""
-    return f'; an installed plugin is called "{name}": add it to [gateway] plugins'
+    def _hint_to_enable(self, name: str) -> str:
+        if name in self.plugins or not importlib.metadata.entry_points(group=GROUP, name=name):
+            return ""
+        return f'; an installed plugin is called "{name}": add it to [gateway] plugins'

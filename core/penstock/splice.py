@@ -97,7 +97,8 @@ def root(body: bytes) -> Span:
 def find(body: bytes, path: Path) -> Span | None:
     """Find the value at path, the last one where names are duplicated; negative indexes count from the end.
 
-    Raises SpliceError where the walk meets malformed JSON.
+    None where it is not there: no such member or element, or a step that meets no object, or no array, as a name does
+    in a string, null or an array. Raises SpliceError where the walk meets malformed JSON.
     """
     span = root(body)
     for depth, step in enumerate(path):

@@ -35,19 +35,19 @@ def structure(table: Mapping[str, Any], kind: type[Any], *, where: str, folder: 
     ``folder`` is what paths and the files of secrets are relative to.
     """
     try:
-        return _converter(folder).structure(table, kind)
+        return _converter(folder, folder.absolute()).structure(table, kind)
     except (BaseValidationError, ForbiddenExtraKeysError) as error:
         raise ConfigurationError(*(f"{where} {fault}" for fault in _faults(error, ""))) from None
 
 
 @functools.lru_cache(maxsize=4)  # making one takes as long as reading a whole file with it
-def _converter(folder: Path) -> cattrs.Converter:
+def _converter(folder: Path, here: Path) -> cattrs.Converter:
+    # Paths are put in ``here``, which is absolute, so that doing it twice changes nothing; messages say ``folder``.
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
     for kind, word in ((str, "a string"), (int, "a whole number"), (bool, "true or false")):
         converter.register_structure_hook(kind, _strict(kind, word))
     converter.register_structure_hook(float, _number)
     converter.register_structure_hook(Secret, lambda value, _: read_secret(value, folder=folder))
-    here = folder.absolute()  # resolving a path twice then changes nothing
     converter.register_structure_hook(Path, lambda value, _: _path_in(here, value))
     converter.register_structure_hook_factory(
         attrs.has, lambda kind: _table(_placing_defaults(converter.gen_structure_attrs_fromdict(kind), kind, here))

@@ -37,7 +37,7 @@ def hooks_page() -> str:
         for name in names:
             specification = getattr(hookspecs, name)
             text += f"\n### `{name}`\n\n```text\n{signature_of(name, specification)}\n```\n\n"
-            text += cell_paragraphs(inspect.getdoc(specification) or "")
+            text += cell_paragraphs(inspect.getdoc(specification) or "") + _MORE.get(name, "")
     return text + _ORDER + _validity() + _needs()
 
 
@@ -57,6 +57,61 @@ def signature_of(name: str, specification: Callable[..., Any]) -> str:
     return f"def {name}({', '.join(('self', *taken))}) -> {signature.return_annotation}"
 
 
+_LIFESPAN = """
+`@hookimpl` stands above `@asynccontextmanager`, which makes the generator into what the hook returns:
+
+```python
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from penstock import hookimpl
+
+
+class Ticking:
+    @hookimpl
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:  # a background task for as long as the plugin lives
+            tasks.start_soon(self._tick)
+            yield
+            tasks.cancel_scope.cancel()
+
+    async def _tick(self) -> None:
+        while True:
+            await anyio.sleep(60)
+```
+
+- **Per object.** A reload (SIGHUP) makes new objects of all plugins and enters their lifespans; the old ones are left
+  once their last exchange has ended, which a long stream may put off. So for a while two objects of the class are live:
+  what both would open (a file to append to, a port, a lock) has to bear that, or is shared by
+  [`services.shared`](api.md#services).
+- **Per worker.** With `workers = 4` four processes do the same, each with its own objects: counters and caches in
+  memory are per process, and a job that must run once must not be a background task here.
+- `penstock check` enters and leaves them as well.
+"""
+_RECORDING = """
+What it finds, by what happened; `exchange.attempts` tells of each try:
+
+| what happened | `status` | `error` | `candidate` | `usage` | `stream_end` |
+| --- | --- | --- | --- | --- | --- |
+| a provider answered | its status | None | who answered | counted or estimated, None for errors | `complete` |
+| it broke off in the middle | as sent | None | who answered | estimated from what came | `upstream_failed` |
+| a chunk hook refused | as sent | the refusal | who answered | estimated from what came | `blocked` |
+| the client left in the middle | as sent | None | who answered | estimated from what came | `client_gone` |
+| the client left before an answer | None | None | who was asked, or None | None | `client_gone` |
+| no provider gave an answer | 502 or 504 | the refusal | the last one asked | None | None |
+| a hook refused | its code's | the refusal | None, or who was to be asked | None | None |
+| a plugin answered (model listings too) | its answer's | None | None | None | None |
+| 404, 405 | 404, 405 | the refusal | None, and no `principal` | None | None |
+
+May it block? A short write is fine: a line to a local file, a message to a queue. It runs on the event loop that serves
+everybody else, so what may take longer goes to `await anyio.to_thread.run_sync(…)`, within the five seconds it has, or,
+better, into a queue that a task of the lifespan drains: [Record what
+happened](writing.md#record-what-happened) shows that.
+"""
+_MORE = {"lifespan": _LIFESPAN, "post_response": _RECORDING}
+"""What a page says below the text of a hook itself."""
 _ORDER = """
 ## The order of plugins
 
@@ -70,6 +125,11 @@ _ORDER = """
 - `post_response` of every plugin runs for every exchange, refused ones included, so it may find nothing of what another
   hook of the same plugin would have left in `exchange.state`.
 - Plugins that only bring providers may stand anywhere.
+
+**Some answers pass no hook but `post_response`.** An unknown path (404; its `endpoint.dialect` is `openai.unknown`,
+`anthropic.unknown` or `gemini.unknown`, by how the client looks) and a wrong method (405) are refused before
+`authenticate`; a caller nobody knows (401) and a body over the limit (413) before `pre_request`. So what `pre_request`
+puts into `reply_fields` is not on these answers. A request that is no HTTP makes no exchange at all.
 """
 VALIDITY = (
     (
@@ -128,7 +188,8 @@ object and no form, also for the empty one of `GET /v1/models`: ask only where `
 _VALIDITY_FOOT = """
 "Does the client want a stream?" is `exchange.peek.stream`; "is this a chat completion?" is
 `exchange.request.endpoint.dialect == "openai.chat"`. `reply_fields` count until the first byte goes to the client, so
-add to it in `authenticate`, `pre_request`, `select_provider` or `admit_attempt`. A plugin's own values belong into `exchange.state`:
+add to it in `authenticate`, `pre_request`, `select_provider` or `admit_attempt`. A plugin's own values belong into
+`exchange.state`:
 
 ```python
 from penstock import Exchange, StateKey, hookimpl

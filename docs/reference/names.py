@@ -26,9 +26,9 @@ SECTIONS = {
         "Candidate", "Attempt", "Usage", "TraceContext", "StateKey", "Chunk", "Event", "BodyWindow",
     ),
     "For providers": (
-        "Provider", "HTTPProvider", "OpenAIProvider", "AnthropicProvider", "ProviderBinding", "Timeouts", "RateLimits", "Secret",
-        "Address", "Origin", "UpstreamRequest", "ResponseFilter", "Transport", "UpstreamResponse", "ResponseHead",
-        "Receiver",
+        "Provider", "HTTPProvider", "OpenAIProvider", "AnthropicProvider", "ProviderBinding", "Timeouts", "RateLimits",
+        "Secret", "Address", "Origin", "UpstreamRequest", "ResponseFilter", "Transport", "UpstreamResponse",
+        "ResponseHead", "Receiver",
     ),
     "Shared by plugins": (
         "Services", "BindingDirectory", "KeyDirectory", "KeyRecord", "KeyHasher", "Fetch", "FetchedResponse", "Mount",
@@ -53,7 +53,37 @@ _TOOLS_HEAD = """
 # Tools
 
 Sans-IO modules whose public names plugins may use: `from penstock.splice import replace`. Examples are in
-[Write a plugin](writing.md#4-edit-json-and-events).
+[Write a plugin](writing.md#4-edit-json-and-events), and this one walks all choices of an answer:
+
+```python run
+import json
+
+from penstock.splice import Span, SpliceError, children, edit, find, quote
+
+body = b'{"choices":[{"message":{"content":"a Bluebird"}}, {"message":{"content":null}}, {"delta":{}}]}'
+
+
+def renamed(body: bytes) -> bytes:
+    # What is no JSON is returned as it is.
+    edits = []
+    try:
+        choices = find(body, ("choices",))  # None: no such member, or what is on the way to it is no object
+        for choice in () if choices is None else children(body, choices):  # none where it is no list
+            inner = body[choice.value.start : choice.value.end]
+            span = find(inner, ("message", "content"))
+            text = None if span is None else json.loads(inner[span.start : span.end])
+            if span is not None and isinstance(text, str) and "Bluebird" in text:
+                moved = Span(choice.value.start + span.start, choice.value.start + span.end)
+                edits.append((moved, quote(text.replace("Bluebird", "Kingfisher"))))
+    except SpliceError:  # malformed JSON, as far as it was walked
+        return body
+    return edit(body, edits)
+
+
+assert renamed(body) == body.replace(b"Bluebird", b"Kingfisher")
+assert renamed(b'{"choices": 7}') == b'{"choices": 7}'
+assert renamed(b'{"choices": [') == b'{"choices": ['
+```
 """
 _TESTING_HEAD = """
 # Names of `penstock.testing`

@@ -36,7 +36,8 @@ name; `penstock check` says what is wrong, `penstock check --explain` where each
 
 Precedence: command line > environment > file > default. The environment can set {variables}.
 Relative paths of plugins and of secrets' files are relative to the configuration file, and so are settings of the type
-path; a plugin's setting of type string that it opens itself is relative to where the gateway was started.
+path, given or default, where `~` is the home folder; a plugin's setting of type string that it opens itself is relative
+to where the gateway was started.
 
 A **secret** is a string, `{{ env = "NAME" }}` or `{{ file = "path" }}`; it never prints.
 
