@@ -1,0 +1,124 @@
+"""What was spent, through the API: rows, sums, budgets, refunds, verification, within what the caller may see."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from management_client import Api, running_api
+from penstock.governance import Ledger
+from penstock_plugins.management import Management
+
+pytestmark = pytest.mark.anyio
+
+PLUGINS = ("store", "prices", "virtual_keys", "routing", "budgets", "mock", ("management", Management))
+CHAT = json.dumps({"model": "gpt-5-mini", "messages": [{"role": "user", "content": "hello"}]}).encode()
+
+
+async def spend(api: Api, secret: str) -> None:
+    fields = [(b"host", b"g"), (b"authorization", b"Bearer " + secret.encode()), (b"content-type", b"application/json")]
+    reply = await api.harness.request("POST", "/v1/chat/completions", fields, CHAT)
+    assert reply.status == 200, reply.body
+    await api.harness.gateway.generation.services.get(Ledger).flush()  # type: ignore[type-abstract]
+
+
+async def prepared(api: Api) -> dict[str, Any]:
+    """Make a key and spend with it twice."""
+    await api.make("/provider-bindings", {"name": "m", "type": "mock"})
+    key: dict[str, Any] = await api.make("/virtual-keys", {"name": "k", "budget": {"window": "month", "limit_usd": "1"}})
+    assert key["last_used_at"] is None
+    for _ in range(2):
+        await spend(api, key["secret"])
+    return key
+
+
+async def test_rows_sums_and_budgets_agree() -> None:
+    async with running_api(plugins=PLUGINS) as api:
+        key = await prepared(api)
+        rows = (await api.get("/spend-events"))["data"]
+        assert [row["virtual_key_id"] for row in rows] == [key["id"]] * 2
+        total = sum(row["cost_nano_usd"] for row in rows)
+        assert total > 0
+        assert (await api.get(f"/spend-events/{rows[0]['request_id']}"))["usage"]["output"] > 0
+        usage = (await api.get("/usage?group_by=key,model&bucket=day&timezone=Europe/Amsterdam"))["data"]
+        assert [(row["requests"], row["cost_nano_usd"]) for row in usage] == [(2, total)]
+        of_key = await api.get("/virtual-keys/k/spend")
+        assert (of_key["requests"], of_key["cost_nano_usd"]) == (2, total)
+        of_budget = await api.get(f"/budgets/{key['budget']['id']}/spend")
+        assert (of_budget["spent_nano_usd"], of_budget["remaining_nano_usd"]) == (total, 10**9 - total)
+        assert (await api.get("/virtual-keys/k"))["last_used_at"] is not None
+        assert (await api.ask("PATCH", "/virtual-keys/k", {"tags": ["t"]})).body["last_used_at"] is not None
+
+
+async def test_rows_are_paged() -> None:
+    async with running_api(plugins=PLUGINS) as api:
+        await prepared(api)
+        first = await api.get("/spend-events?limit=1")
+        second = await api.get(f"/spend-events?limit=1&cursor={first['next_cursor']}")
+        assert first["data"] != second["data"]
+        assert second["next_cursor"] is None
+
+
+async def test_a_refund_gives_back_once_and_is_audited() -> None:
+    async with running_api(plugins=PLUGINS) as api:
+        key = await prepared(api)
+        row = (await api.get("/spend-events"))["data"][0]
+        place = f"/spend-events/{row['request_id']}/refund"
+        too_much = await api.ask("POST", place, {"amount_nano_usd": row["cost_nano_usd"] + 1})
+        assert too_much.status == 400
+        first = await api.ask("POST", place, {"reason": "wrong"}, idempotency_key="r")
+        assert (first.status, first.body["cost_nano_usd"]) == (201, -row["cost_nano_usd"]), first.raw
+        second = await api.ask("POST", place, {"reason": "wrong"}, idempotency_key="r")
+        assert (second.raw, second.headers.get(b"idempotent-replay")) == (first.raw, b"true")
+        assert (await api.ask("POST", place, {})).status == 409
+        of_budget = await api.get(f"/budgets/{key['budget']['id']}/spend")
+        assert of_budget["spent_nano_usd"] == row["cost_nano_usd"]
+        entry = (await api.get("/audit?kind=spend_event"))["data"]
+        assert [found["after"]["reason"] for found in entry] == ["wrong"]
+        verified = await api.ask("POST", "/ledger/verify", {})
+        assert verified.body == {"ok": True, "discrepancies": []}
+
+
+async def test_a_reset_begins_the_period_anew() -> None:
+    async with running_api(plugins=PLUGINS) as api:
+        key = await prepared(api)
+        services = api.harness.gateway.generation.services
+        now = services.clock()
+        services.clock = lambda: now + 2
+        path = f"/budgets/{key['budget']['id']}"
+        assert (await api.ask("POST", f"{path}/reset", {})).body["period_reset_at"] is not None
+        assert (await api.get(f"{path}/spend"))["spent_nano_usd"] == 0
+
+
+async def test_others_see_nothing_of_it() -> None:
+    async with running_api(plugins=PLUGINS) as api:
+        await prepared(api)
+        row = (await api.get("/spend-events"))["data"][0]
+        await api.make("/organizations", {"slug": "other"})
+        foreign = await api.token_for(role="org_admin", scope_id="other")
+        assert (await foreign.get("/spend-events"))["data"] == []
+        assert (await foreign.get("/usage"))["data"] == [] or (await foreign.get("/usage"))["data"][0]["requests"] == 0
+        assert (await foreign.ask("GET", f"/spend-events/{row['request_id']}")).status == 404
+        assert (await foreign.ask("POST", f"/spend-events/{row['request_id']}/refund", {})).status == 404
+        assert (await foreign.ask("POST", "/ledger/verify", {})).status == 403
+        assert (await foreign.ask("GET", f"/spend-events?project_id={row['project_id']}")).status == 404
+        assert (await foreign.ask("GET", "/virtual-keys/k/spend")).status == 404
+        user = await api.make("/users", {"slug": "dev"})
+        dev = await api.token_for(role="developer", scope_id=row["project_id"], user_id=user["id"])
+        assert (await dev.get("/spend-events"))["data"] == []
+        assert (await dev.ask("GET", f"/spend-events?principal_id={row['principal_id']}")).status == 403
+
+
+async def test_the_price_in_force_is_shown_and_overridden() -> None:
+    async with running_api(plugins=PLUGINS) as api:
+        before = (await api.get("/prices?provider=openai&model=gpt-5-mini"))["data"]
+        assert before[0]["rates"]["input"] > 0
+        override = {"provider": "openai", "model": "gpt-5*", "effective_at": "2026-01-01T00:00:00Z",
+                    "rates_usd": {"input": "7", "output": "8"}}  # fmt: skip
+        made = await api.make("/prices/overrides", override)
+        assert made["rates"] == {"input": 7_000_000_000, "output": 8_000_000_000}
+        after = (await api.get("/prices?provider=openai&model=gpt-5-mini"))["data"]
+        assert (after[0]["rates_usd"]["input"], after[0]["version"]) == ("7", f"override {made['id']}")
+        assert [row["id"] for row in (await api.get("/prices"))["data"]] == [made["id"]]
