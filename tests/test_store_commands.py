@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import stat
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import anyio
 import attrs
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from penstock import ConfigurationError
-from penstock.governance import is_token
+from penstock.governance import Intent, LedgerEntry, is_token
 from penstock_plugins.store.commands import store
 from penstock_plugins.store.files import Place
+from penstock_plugins.store.journal import Journal
 from store_fixtures import (
     archive,
     bindings_of,
@@ -81,6 +85,48 @@ def test_backup_holds_what_a_running_gateway_has_committed(
     finished = run(folder, "restore", str(copy), "--yes")
     assert finished.exit_code == 0, finished.output
     assert sorted(credentials(folder)) == ["sk-one", "sk-two"]
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_backup_holds_what_is_only_in_a_journal_yet(folder: Path, is_alive: bool) -> None:
+    entry, intent = ledger_entry("req_settled"), open_intent("req_open")
+    journal = Journal(Place(folder / "penstock.db").journal, "a_process")
+    journal.add_intent(intent.request_id, msgspec.msgpack.encode(intent))
+    journal.add_entry(entry.request_id, msgspec.msgpack.encode(entry))
+    if not is_alive:
+        os.close(journal._lock)
+    copy = folder / "b.db"
+    finished = run(folder, "backup", str(copy))
+    assert finished.exit_code == 0, finished.output
+    expected = {("req_settled", "success", 7)} | (set() if is_alive else {("req_open", "interrupted", 5)})
+    with closing(sqlite3.connect(copy)) as connection:
+        rows = connection.execute("SELECT request_id, outcome, cost_nano_usd FROM ledger").fetchall()
+        assert set(rows) == expected
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    if is_alive:
+        os.close(journal._lock)
+    for segment in journal._segments:
+        os.close(segment.descriptor)
+
+
+_SCOPES: dict[str, Any] = {
+    "organization_id": "org_1", "team_id": "team_1", "project_id": "proj_1", "virtual_key_id": "vk_1",
+    "principal_id": "user_1", "end_user": None, "provider": "mock", "model_asked": "m", "model_served": "m",
+}  # fmt: skip
+
+
+def open_intent(request_id: str) -> Intent:
+    return Intent(
+        request_id=request_id, started_at_ns=1_700_000_000 * 10**9, binding_id="gpc_1", estimate_nano_usd=5, **_SCOPES
+    )
+
+
+def ledger_entry(request_id: str) -> LedgerEntry:
+    return LedgerEntry(
+        request_id=request_id, started_at_ns=1_700_000_000 * 10**9, duration_ns=1, binding_id="gpc_1", usage=None,
+        cost_nano_usd=7, cost_source="priced", price_version=None, status=200, outcome="success", error=None,
+        is_stream=False, fallback_count=0, **_SCOPES,
+    )  # fmt: skip
 
 
 def test_backup_with_keys_makes_a_store_in_an_empty_folder(

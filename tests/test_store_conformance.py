@@ -25,7 +25,7 @@ def test_object_store_conforms(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/a.db"
     database = Database(url)
     migrate(database)
-    database.dispose()
+    database.close()
 
     @asynccontextmanager
     async def open_store() -> AsyncIterator[ObjectStore]:

@@ -113,7 +113,7 @@ def test_read_sees_one_moment(tmp_path: Path) -> None:
             first = connection.execute(count).scalar_one()
             other = Database(url)
             other.write_now(adding("meanwhile"))
-            other.dispose()
+            other.close()
             return first, connection.execute(count).scalar_one()
 
         assert await database.read(look) == (0, 0)

@@ -159,7 +159,7 @@ def test_processes_that_start_at_once_make_one_store(tmp_path: Path) -> None:
     with database.writer.begin() as connection:
         count = select(func.count()).select_from(objects).where(objects.c.kind == "organization")
         assert connection.execute(count).scalar_one() == 1
-    database.dispose()
+    database.close()
 
 
 def test_reload_keeps_the_store_open_and_drops_old_watchers(tmp_path: Path) -> None:

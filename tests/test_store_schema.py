@@ -41,7 +41,7 @@ def migrate(path: Path) -> None:
     try:
         schema.migrate(database)
     finally:
-        database.dispose()
+        database.close()
 
 
 def columns(path: Path, table: str) -> set[str]:
@@ -73,7 +73,7 @@ def test_migrations_make_the_tables_that_are_declared(path: Path) -> None:
             )
             for name in metadata.tables
         }
-    database.dispose()
+    database.close()
     declared = Database(f"sqlite:///{path}.declared")
     with declared.writer.begin() as connection:
         metadata.create_all(connection)
@@ -85,7 +85,7 @@ def test_migrations_make_the_tables_that_are_declared(path: Path) -> None:
                 tuple(found.get_pk_constraint(name)["constrained_columns"]),
             )
             assert made[name] == wanted, name
-    declared.dispose()
+    declared.close()
 
 
 def test_next_migration_runs_on_what_is_there_after_a_copy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_start_on_a_current_schema_imports_no_alembic(path: Path) -> None:
         "from penstock_plugins.store.schema import migrate\n"
         f"database = Database('sqlite:///{path}')\n"
         "migrate(database)\n"
-        "database.dispose()\n"
+        "database.close()\n"
         "print('alembic' in sys.modules)\n"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

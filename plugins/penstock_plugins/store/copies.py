@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 
 from penstock import ConfigurationError, hash_key
+from penstock_plugins.store.completing import enter, settled_in
 from penstock_plugins.store.files import Place, read_private, sync_folder, write_private
 from penstock_plugins.store.opening import StoreSettings
 from penstock_plugins.store.schema import check_schema, copy_database
@@ -32,7 +33,8 @@ def back_up(settings: StoreSettings, file: Path, *, with_keys: bool) -> None:
             raise RefusedError(f"{made} is there already; a backup replaces nothing")
     kept = {made: read_private(path) for path, made in copies.items()}
     try:
-        copy_database(place.database, file)
+        settled = settled_in(place.journal)  # first: what is committed and deleted meanwhile is in the copy then
+        copy_database(place.database, file, lambda part: enter(part, settled))
     except (OSError, sqlite3.Error) as error:
         raise RefusedError(f"{file} could not be written: {error}") from error
     for made, text in kept.items():

@@ -75,10 +75,10 @@ class Database:
         self._jobs.put(None)
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._thread.join)
-            await anyio.to_thread.run_sync(self.dispose)
+            await anyio.to_thread.run_sync(self.close)
             await asyncio.sleep(0)  # callbacks of the last jobs run before whoever closes goes on
 
-    def dispose(self) -> None:
+    def close(self) -> None:
         """Let go of every connection; for who has not entered."""
         if self._watch is not None:
             self._watch.close()

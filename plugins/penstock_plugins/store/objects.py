@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import msgspec
-from sqlalchemy import Connection, Row, Select, Table, and_, delete, insert, select, update
+from sqlalchemy import Connection, Row, Select, Table, and_, bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from penstock.governance import AuditEntry, ConflictError, Scope, StoredObject
@@ -17,11 +17,33 @@ Clock = Callable[[], float]
 REVISION = "revision"
 _OBJECT = tuple(column for column in objects.c if column.name != "revision")
 
+# Statements that are made anew each time take longer than SQLite does.
+_META = select(meta.c.value).where(meta.c.name == bindparam("name"))
+_LOCKED_META = _META.with_for_update()
+_GET = select(*_OBJECT).where(objects.c.kind == bindparam("kind"), objects.c.id == bindparam("id"))
+_INSERT = insert(objects)
+_CURRENT = (
+    objects.c.kind == bindparam("of_kind"),
+    objects.c.id == bindparam("of_id"),
+    objects.c.version == bindparam("of_version"),
+    objects.c.archived_at_ms.is_(None),
+)
+_PUT_NAMES = ("version", "updated_at_ms", "archived_at_ms", "document", "revision",
+              "organization_id", "team_id", "project_id")  # fmt: skip
+_PUT = update(objects).where(*_CURRENT).values({name: bindparam(name) for name in _PUT_NAMES})
+_HOLDER = select(unique_values.c.id).where(
+    *(unique_values.c[name] == bindparam(name) for name in ("kind", "name", "value"))
+)
+_MINE = and_(unique_values.c.kind == bindparam("of_kind"), unique_values.c.id == bindparam("of_id"))
+_HELD = select(unique_values.c.name, unique_values.c.value).where(_MINE)
+_LET_GO = delete(unique_values).where(_MINE)
+_HOLD = insert(unique_values)
+_AUDIT = insert(audit)
+
 
 def read_revision(connection: Connection, *, lock: bool = False) -> int:
     """Return the number of the last transaction that changed an object, 0 before the first."""
-    query = select(meta.c.value).where(meta.c.name == REVISION)
-    found = connection.execute(query.with_for_update() if lock else query).scalar()
+    found = connection.execute(_LOCKED_META if lock else _META, {"name": REVISION}).scalar()
     return 0 if found is None else int(found)
 
 
@@ -40,8 +62,7 @@ class SQLReading:
         self._connection = connection
 
     def get(self, kind: str, object_id: str) -> StoredObject | None:
-        query = select(*_OBJECT).where(objects.c.kind == kind, objects.c.id == object_id)
-        row = self._connection.execute(query).one_or_none()
+        row = self._connection.execute(_GET, {"kind": kind, "id": object_id}).one_or_none()
         return None if row is None else _stored(row)
 
     def find(self, kind: str, constraint: str, value: Sequence[str]) -> StoredObject | None:
@@ -49,9 +70,7 @@ class SQLReading:
         return None if holder is None else self.get(kind, holder)
 
     def _holder(self, kind: str, constraint: str, value: str) -> str | None:
-        held = unique_values.c
-        query = select(held.id).where(held.kind == kind, held.name == constraint, held.value == value)
-        return self._connection.execute(query).scalar()
+        return self._connection.execute(_HOLDER, {"kind": kind, "name": constraint, "value": value}).scalar()
 
     def list(
         self,
@@ -107,15 +126,13 @@ class SQLTransaction(SQLReading):
     ) -> StoredObject:
         now = self.now_ms
         stored = StoredObject(kind, object_id, scope, 1, now, now, None, _plain(document))
-        if self.get(kind, object_id) is not None:
-            raise ConflictError(f"{kind} {object_id} exists already", field="id", other_id=object_id)
         row = {"kind": kind, "id": object_id, "version": 1, "created_at_ms": now, "updated_at_ms": now}
-        row |= {"document": stored.document, "revision": self._changed(), **attrs.asdict(scope)}
+        row |= {"document": stored.document, "revision": self._changed(), **_columns(scope)}
         try:
-            self._connection.execute(insert(objects).values(row))
+            self._connection.execute(_INSERT, row)
         except IntegrityError:
             raise ConflictError(f"{kind} {object_id} exists already", field="id", other_id=object_id) from None
-        self._hold(stored, unique)
+        self._hold(stored, {}, _joined_all(unique))
         return stored
 
     def replace(
@@ -133,7 +150,7 @@ class SQLTransaction(SQLReading):
             scope=scope or stored.scope,
         )
         self._put(stored, following)
-        self._hold(following, unique)
+        self._hold(following, self._held(stored), _joined_all(unique))
         return following
 
     def archive(self, stored: StoredObject) -> StoredObject:
@@ -141,12 +158,12 @@ class SQLTransaction(SQLReading):
             stored, version=stored.version + 1, updated_at_ms=self.now_ms, archived_at_ms=self.now_ms
         )
         self._put(stored, following)
-        self._hold(following, {})
+        self._connection.execute(_LET_GO, {"of_kind": stored.kind, "of_id": stored.id})
         return following
 
     def audit(self, entry: AuditEntry) -> None:
         row = {field.name: getattr(entry, field.name) for field in attrs.fields(AuditEntry) if field.name != "scope"}
-        self._connection.execute(insert(audit).values({**row, **attrs.asdict(entry.scope)}))
+        self._connection.execute(_AUDIT, {**row, **_columns(entry.scope)})
 
     def remember(self, key: str, fingerprint: bytes, answer: bytes, *, expires_at_ms: int) -> None:
         kept = idempotency.c
@@ -156,42 +173,29 @@ class SQLTransaction(SQLReading):
 
     def _put(self, stored: StoredObject, following: StoredObject) -> None:
         """Put a version in place of the current one."""
-        held = objects.c
-        changed = self._connection.execute(
-            update(objects)
-            .where(
-                held.kind == stored.kind,
-                held.id == stored.id,
-                held.version == stored.version,
-                held.archived_at_ms.is_(None),
-            )
-            .values(
-                version=following.version,
-                updated_at_ms=following.updated_at_ms,
-                archived_at_ms=following.archived_at_ms,
-                document=following.document,
-                revision=self._changed(),
-                **attrs.asdict(following.scope),
-            )
-        )
-        if changed.rowcount != 1:
+        row: dict[str, Any] = {"version": following.version, "updated_at_ms": following.updated_at_ms}
+        row |= {"archived_at_ms": following.archived_at_ms, "document": following.document}
+        row |= {"revision": self._changed(), **_columns(following.scope)}
+        row |= {"of_kind": stored.kind, "of_id": stored.id, "of_version": stored.version}
+        if self._connection.execute(_PUT, row).rowcount != 1:
             raise ConflictError(f"{stored.kind} {stored.id} has changed meanwhile", other_id=stored.id)
 
-    def _hold(self, stored: StoredObject, unique: Mapping[str, Sequence[str]]) -> None:
-        """Hold these unique values and no others."""
-        held = unique_values.c
-        mine = and_(held.kind == stored.kind, held.id == stored.id)
-        before = {row.name: row.value for row in self._connection.execute(select(unique_values).where(mine))}
-        wanted = {name: _joined(value) for name, value in unique.items()}
+    def _held(self, stored: StoredObject) -> Mapping[str, str]:
+        rows = self._connection.execute(_HELD, {"of_kind": stored.kind, "of_id": stored.id})
+        return {row.name: row.value for row in rows}
+
+    def _hold(self, stored: StoredObject, before: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+        """Hold these unique values in place of those before."""
         if before == wanted:
             return
-        self._connection.execute(delete(unique_values).where(mine))
+        if before:
+            self._connection.execute(_LET_GO, {"of_kind": stored.kind, "of_id": stored.id})
         for name, value in wanted.items():
             other = self._holder(stored.kind, name, value)
-            row = {"kind": stored.kind, "name": name, "value": value, "id": stored.id}
             try:
                 if other is None:
-                    self._connection.execute(insert(unique_values).values(row))
+                    row = {"kind": stored.kind, "name": name, "value": value, "id": stored.id}
+                    self._connection.execute(_HOLD, row)
                     continue
             except IntegrityError:  # another writer of a database that lets several in was faster
                 other = None
@@ -208,7 +212,7 @@ class SQLTransaction(SQLReading):
 
 def read_meta(connection: Connection, name: str) -> str | None:
     """Return a value that the store keeps about itself."""
-    return connection.execute(select(meta.c.value).where(meta.c.name == name)).scalar()
+    return connection.execute(_META, {"name": name}).scalar()
 
 
 def write_meta(connection: Connection, name: str, value: str) -> None:
@@ -219,7 +223,7 @@ def write_meta(connection: Connection, name: str, value: str) -> None:
 
 def _within(query: Select[Any], table: Table, scope: Scope | None) -> Select[Any]:
     """Restrict a query to a scope and what is below it."""
-    for name, value in () if scope is None else attrs.asdict(scope).items():
+    for name, value in ({} if scope is None else _columns(scope)).items():
         if value is not None:
             query = query.where(table.c[name] == value)
     return query
@@ -229,6 +233,14 @@ def _plain(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a document as it will be read back."""
     plain: Mapping[str, Any] = msgspec.json.decode(msgspec.json.encode(document))
     return plain
+
+
+def _columns(scope: Scope) -> dict[str, Any]:
+    return {"organization_id": scope.organization_id, "team_id": scope.team_id, "project_id": scope.project_id}
+
+
+def _joined_all(unique: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    return {name: _joined(value) for name, value in unique.items()}
 
 
 def _joined(value: Sequence[str]) -> str:

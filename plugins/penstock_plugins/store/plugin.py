@@ -54,7 +54,7 @@ class StoreConfig:
         path = self.url.removeprefix(_SCHEME)
         if path == self.url or not path or path.startswith((":", "?")) or "?" in path:
             raise ConfigurationError(f'url: must be {_SCHEME}PATH, such as "{_SCHEME}penstock.db"')
-        return Place((folder / path).absolute())
+        return Place((folder / path).resolve())
 
 
 class Standing:

@@ -30,7 +30,7 @@ def _opened(settings: StoreSettings, clock: Clock) -> Iterator[tuple[Database, S
         try:
             yield database, prepare(database, settings, None, clock)
         finally:
-            database.dispose()
+            database.close()
 
 
 def rotate(settings: StoreSettings, clock: Clock) -> int:
@@ -38,7 +38,8 @@ def rotate(settings: StoreSettings, clock: Clock) -> int:
 
     Returns how many were sealed anew. Running gateways go on: they read the file again when they meet the new key. The
     key that sealed until now stays in the file behind the new one, for what was sealed meanwhile and for answers kept
-    to be repeated; the next rotation drops it. Secrets of archived objects stay as they are, and end with their key. Raises ConfigurationError, StoreUnavailableError.
+    to be repeated; the next rotation drops it. Secrets of archived objects stay as they are, and end with their key.
+    Raises ConfigurationError, StoreUnavailableError.
     """
     with _opened(settings, clock) as (database, vault):
         return _rotate(database, vault, settings, clock)

@@ -7,6 +7,7 @@ version needs. Alembic is imported only where there is something to migrate.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -82,15 +83,24 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def copy_database(source: Path, copy: Path) -> None:
-    """Copy a database that may be in use, whole and consistent; ``copy`` appears when it is complete, mode 0600."""
+def copy_database(source: Path, copy: Path, complete: Callable[[Path], None] | None = None) -> None:
+    """Copy a database that may be in use, whole and consistent, mode 0600.
+
+    ``copy`` appears when it is done, and ``complete`` has put into it what else belongs there.
+    """
     part = copy.with_name(f"{copy.name}.part")
     part.unlink(missing_ok=True)
     part.touch(mode=0o600)
-    with (
-        closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as reading,
-        closing(sqlite3.connect(part)) as writing,
-    ):
-        reading.backup(writing)
-        writing.execute("PRAGMA journal_mode = DELETE")  # one file, without a write-ahead log beside it
-    part.replace(copy)
+    try:
+        with (
+            closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as reading,
+            closing(sqlite3.connect(part)) as writing,
+        ):
+            reading.backup(writing)
+        if complete is not None:
+            complete(part)
+        with closing(sqlite3.connect(part)) as writing:
+            writing.execute("PRAGMA journal_mode = DELETE")  # one file, without a write-ahead log beside it
+        part.replace(copy)
+    finally:
+        part.unlink(missing_ok=True)
