@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ import attrs
 from penstock import Services, display_prefix, hash_key, new_key
 from penstock.governance import (
     KINDS,
+    Claim,
     Counters,
+    Exceeded,
     Ledger,
     LedgerEntry,
     LedgerReader,
@@ -192,10 +194,19 @@ class Governed:
         budget = Budget(**stored.document)
         name = f"budget:{budget_id}" if subject is None else f"budget:{budget_id}:{subject}"
         counter = (name, period_for(budget, self.clock.now).start)
+        await self._meet(*counter)
         await self.get(Ledger).flush()
         committed = (await self.reader.spent([counter])).get(counter, 0)
         assert self.counters.used(*counter) == committed
         return committed
+
+    async def _meet(self, name: str, period: int) -> None:
+        """Have a counter's total in memory, as the first exchange does."""
+        met = self.counters.reserve([Claim(name, period, 0, None, is_durable=True)])
+        if isinstance(met, Awaitable):
+            met = await met
+        assert not isinstance(met, Exceeded)
+        self.counters.settle(met)
 
     async def rows(self, **where: str) -> list[LedgerEntry]:
         """Return the rows of the ledger, oldest first."""

@@ -311,6 +311,18 @@ async def test_dearer_candidate_of_another_plugin_reserves_the_difference(tmp_pa
         assert await gateway.total(budget_id) == 6 * TOKEN
 
 
+async def test_late_candidate_whose_own_budget_is_spent_is_skipped(tmp_path: Path) -> None:
+    upstreams = [FakeUpstream([answer], repeat=True), FakeUpstream([answer], repeat=True)]
+    async with governed(tmp_path, upstreams, plugins=[Chooser]) as gateway:
+        primary, _, secondary, _ = gateway.bindings
+        await gateway.budget(0, provider=secondary)
+        elsewhere = {"X-Binding": secondary, "X-Model": "another"}
+        reply = await gateway.ask(headers=elsewhere)
+        assert (reply.status, reply.header("X-Penstock-Fallback-Count")) == (200, "1")
+        (row,) = await gateway.rows()
+        assert (row.binding_id, row.attempts[0]["reason"]) == (primary, "budget_exceeded")
+
+
 async def test_ledger_row_says_all_about_an_exchange(tmp_path: Path) -> None:
     upstreams = [always(http_reply(b"{}", 503)), always(http_reply(ANSWER))]
     async with governed(tmp_path, upstreams) as gateway:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Sequence
 import attrs
 
 from penstock import Candidate, Exchange, Principal, RequestError, Services, header_stem
-from penstock.governance import Claim, Counters, Exceeded, Price, PriceTable, Reservation
+from penstock.governance import Claim, Counters, Debit, Exceeded, Price, PriceTable, Reservation
 from penstock_plugins.budgets.end_users import end_user_of
 from penstock_plugins.budgets.estimates import Averages, Bounds, input_cost, likely_input
 from penstock_plugins.budgets.refusals import budget_exceeded, end_user_required, warning, without_price
@@ -50,6 +50,10 @@ class Admission:
     reservations: list[Reservation] = attrs.Factory(list)
     likely_tokens: int = -1
     """Input of the request; -1 until it was looked at."""
+    likely: dict[Candidate, int] = attrs.Factory(dict)
+    """What it is likely to cost with each candidate, nano-USD."""
+    debits: tuple[str, tuple[Debit, ...]] | None = None
+    """A binding, and what an exchange with it is charged to; kept from the intent for the settlement."""
     bounds: Bounds | None = None
     is_open: bool = False
     """Whether the ledger knows of the intent."""
@@ -225,14 +229,20 @@ class Admitter:
 
     def likely(self, exchange: Exchange, admission: Admission, candidate: Candidate) -> int:
         """Return what an exchange is likely to cost with a candidate, nano-USD."""
+        known = admission.likely.get(candidate)
+        if known is not None:
+            return known
         price = admission.price_of(candidate, self.table)
-        if price is None:
-            return 0
-        if admission.likely_tokens < 0:
-            admission.likely_tokens = likely_input(exchange)
-        least = input_cost(price, admission.likely_tokens)
-        average = self.averages.of(admission.principal.virtual_key_id, candidate.model)
-        return max(least, average)
+        likely = 0
+        if price is not None:
+            if admission.likely_tokens < 0:
+                admission.likely_tokens = likely_input(exchange)
+            likely = max(
+                input_cost(price, admission.likely_tokens),
+                self.averages.of(admission.principal.virtual_key_id, candidate.model),
+            )
+        admission.likely[candidate] = likely
+        return likely
 
     def most(self, exchange: Exchange, admission: Admission, candidate: Candidate) -> int:
         """Return the most an exchange can cost with a candidate, nano-USD."""

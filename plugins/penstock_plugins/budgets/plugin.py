@@ -124,8 +124,7 @@ class Budgets:
             return _skip_or_refuse(refusal)
         if pending is not None:
             return self._await_late(exchange, candidate, pending)
-        self._open(exchange, exchange.state[_ADMISSION], candidate)
-        return None
+        return self._refusal_of(exchange, candidate)
 
     def _admit_late(
         self, exchange: Exchange, principal: Principal, admission: Admission | None, candidate: Candidate
@@ -141,8 +140,14 @@ class Budgets:
             await pending
         except RequestError as refusal:
             return _skip_or_refuse(refusal)
-        self._open(exchange, exchange.state[_ADMISSION], candidate)
-        return None
+        return self._refusal_of(exchange, candidate)
+
+    def _refusal_of(self, exchange: Exchange, candidate: Candidate) -> RequestError | None:
+        """Return why a candidate admitted late was excluded, or enter the intent."""
+        refusal = None if exchange.excluded is None else exchange.excluded.get(candidate.binding.id)
+        if refusal is None:
+            self._open(exchange, exchange.state[_ADMISSION], candidate)
+        return refusal
 
     def _open(self, exchange: Exchange, admission: Admission, candidate: Candidate) -> None:
         """Enter the intent, once. Raises RequestError ``overloaded`` where it cannot be made durable."""
@@ -163,7 +168,7 @@ class Budgets:
         estimate = 0
         debits: tuple[Debit, ...] = ()
         if admission.is_charged:
-            estimate, debits = self._estimate(exchange, admission, candidate), debits_of(admission.held, binding.id)
+            estimate, debits = self._estimate(exchange, admission, candidate), debits_of(admission, binding.id)
         return Intent(
             request_id=exchange.request_id.decode(),
             started_at_ns=_nanoseconds(admission.now),
@@ -228,7 +233,7 @@ class Budgets:
             self._averages.add(admission.principal.virtual_key_id, candidate.model, cost.nano_usd)
         if not is_counted(exchange):
             return cost, ()
-        return cost, debits_of(admission.held, made.binding_id)
+        return cost, debits_of(admission, made.binding_id)
 
 
 def _is_charged(request: Request) -> bool:

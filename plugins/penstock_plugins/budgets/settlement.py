@@ -8,7 +8,7 @@ import attrs
 
 from penstock import Attempt, Exchange, Principal, RequestError, Usage
 from penstock.governance import CostSource, Debit, LedgerEntry, Outcome, Price
-from penstock_plugins.budgets.admission import Admission, Held
+from penstock_plugins.budgets.admission import Admission
 
 _PROVIDERS_FAULT = frozenset({"provider_error", "upstream_timeout", "circuit_open"})
 _UNCOUNTED = "guardrail_blocked"
@@ -76,17 +76,20 @@ def is_counted(exchange: Exchange) -> bool:
     return exchange.error is None or exchange.error.code != _UNCOUNTED
 
 
-def debits_of(held: list[Held], binding_id: str | None) -> tuple[Debit, ...]:
+def debits_of(admission: Admission, binding_id: str) -> tuple[Debit, ...]:
     """Return which counters an exchange with a binding is charged to."""
-    if len(held) == 1 and held[0].applied.binding_id in (None, binding_id):
-        one = held[0]
-        return (Debit(counter=one.counter, period=one.period, reserved=one.amount),)
-    reserved: dict[str, tuple[int, int]] = {}
-    for one in held:
-        if one.applied.binding_id is None or one.applied.binding_id == binding_id:
-            before = reserved.get(one.counter)
-            reserved[one.counter] = (one.period, one.amount + (0 if before is None else before[1]))
-    return tuple([Debit(counter=name, period=period, reserved=amount) for name, (period, amount) in reserved.items()])
+    known = admission.debits
+    if known is not None and known[0] == binding_id:
+        return known[1]
+    reserved: dict[str, Debit] = {}
+    for held in admission.held:
+        if held.applied.binding_id is None or held.applied.binding_id == binding_id:
+            before = reserved.get(held.counter)
+            amount = held.amount if before is None else held.amount + before.reserved
+            reserved[held.counter] = Debit(counter=held.counter, period=held.period, reserved=amount)
+    debits = tuple(reserved.values())
+    admission.debits = (binding_id, debits)
+    return debits
 
 
 def entry_of(
