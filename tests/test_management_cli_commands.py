@@ -17,6 +17,7 @@ import pytest
 
 from demo_process import PATIENCE_SECONDS, PENSTOCK, demo, user
 from penstock import cli as command_line
+from penstock.runtime_file import running_gateways
 
 
 class Outcome(NamedTuple):
@@ -395,3 +396,18 @@ def test_nothing_is_left_for_others_to_find_once_the_demo_has_stopped(tmp_path: 
         outcome = shell.run("whoami")
         assert outcome.status == 2
         assert "penstock demo" in outcome.err
+
+
+def test_of_several_gateways_the_newest_is_meant_unless_a_port_is_given(tmp_path: Path) -> None:
+    with demo(tmp_path, "--format", "json") as first, demo(tmp_path, "--format", "json") as second:
+        older, newer = first.facts(), second.facts()
+        shell = Shell(tmp_path, older)
+        latest = max(running_gateways(shell.environment), key=lambda gateway: gateway.started_at_ns)
+        assert latest.url in (older["base_url"], newer["base_url"])
+        assert latest.url in shell.run("whoami").err
+        for facts in (older, newer):
+            port = facts["base_url"].rpartition(":")[2]
+            assert facts["base_url"] in shell.run("whoami", "--port", port).err
+        outcome = shell.run("whoami", "--port", "1")
+        assert outcome.status == 2
+        assert "running: " in outcome.err
