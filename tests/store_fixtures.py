@@ -21,16 +21,16 @@ from penstock.governance import (
     unique_values,
 )
 from penstock.governance.objects import Binding, Budget, VirtualKey
-from penstock.testing import Harness
+from penstock.testing import FakeUpstream, Harness
 
 PLUGINS = ("store", "virtual_keys", "routing", "openai", "anthropic")
 
 
-def store_harness(folder: Path, *plugins: str, **store: Any) -> Harness:
+def store_harness(folder: Path, *plugins: str, upstream: FakeUpstream | None = None, **store: Any) -> Harness:
     """Return a gateway with the store in ``folder``."""
     table = {"url": f"sqlite:///{folder}/penstock.db", **store}
     names = plugins or PLUGINS
-    return Harness(names, {"store": table, "virtual_keys": {}, "routing": {}}, bare=True)
+    return Harness(names, {"store": table, "virtual_keys": {}, "routing": {}}, upstream, bare=True)
 
 
 def services_of(harness: Harness) -> Services:
