@@ -96,8 +96,9 @@ class Objects:
         revision = read_revision(connection)
         if revision == known:
             return revision, []
-        # A database put in place of another may be older: everything is read again then.
-        return revision, changed_since(connection, known if revision > known else 0, self._kinds)
+        if revision < known:
+            raise StoreUnavailableError("the database is older than what was read from it before; start again")
+        return revision, changed_since(connection, known, self._kinds)
 
     def _plan(self, changed: Sequence[StoredObject]) -> list[Callable[[], None]]:
         return [
