@@ -1,4 +1,4 @@
-"""Virtual keys through the API: shown once, working at once, rotated, disabled, revoked; answers kept and lists paged."""
+"""Virtual keys through the API: shown once, working at once, rotated, revoked; answers kept and lists paged."""
 
 from __future__ import annotations
 

@@ -27,7 +27,9 @@ async def spend(api: Api, secret: str) -> None:
 async def prepared(api: Api) -> dict[str, Any]:
     """Make a key and spend with it twice."""
     await api.make("/provider-bindings", {"name": "m", "type": "mock"})
-    key: dict[str, Any] = await api.make("/virtual-keys", {"name": "k", "budget": {"window": "month", "limit_usd": "1"}})
+    key: dict[str, Any] = await api.make(
+        "/virtual-keys", {"name": "k", "budget": {"window": "month", "limit_usd": "1"}}
+    )
     assert key["last_used_at"] is None
     for _ in range(2):
         await spend(api, key["secret"])

@@ -160,10 +160,10 @@ async def test_each_role_does_what_it_may_to_its_own_and_nothing_to_others() -> 
             for route in routes:
                 assert route.resource is not None
                 kind = route.resource.kind.name
-                body = {} if route.takes_body else None
+                body: dict[str, Any] | None = {} if route.takes_body else None
                 foreign = await api.ask(route.method, route.path.replace("{id}", others.ids[kind]), body)
                 is_hidden = foreign.status in (403, 404) or (kind == "price_override" and foreign.status == 200)
-                if not is_hidden or b"others" in foreign.raw and kind != "price_override":
+                if not is_hidden or (b"others" in foreign.raw and kind != "price_override"):
                     wrong.append((role, route.name, "foreign", foreign.status))
                 own = await api.ask(route.method, route.path.replace("{id}", mine.ids[kind]), body)
                 may = own.status not in (401, 403, 404)
@@ -186,7 +186,7 @@ async def test_creations_elsewhere_are_refused() -> None:
         }
         for role, api in (await actors(admin, mine)).items():
             for resource in RESOURCES:
-                body = {name: place for name, place in places.items() if name in resource.references}
+                body: dict[str, Any] = {name: place for name, place in places.items() if name in resource.references}
                 for name in ("name", "slug", "type", "url", "mode", "provider", "model"):
                     if name in resource.members and resource.kind.name != "budget":
                         body[name] = "mock" if name == "type" else "respect" if name == "mode" else "http://x"

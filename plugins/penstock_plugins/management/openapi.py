@@ -26,6 +26,13 @@ _SCALARS: dict[Any, dict[str, Any]] = {
     dict: {"type": "object"},
     Any: {},
 }
+_BOUNDS: dict[str, dict[str, Any]] = {
+    "slug": {"pattern": "^[a-z0-9][a-z0-9_-]{0,62}$"},
+    "name": {"maxLength": 200},
+    "url": {"format": "uri"},
+    "effective_at": {"format": "date-time"},
+}
+"""What holds for members of these names, whatever their kind."""
 _part = re.compile(r"\{(\w+)\}").findall
 _SECRET = {"type": "string", "description": "Shown in this answer alone."}
 _TIME = {"type": "string", "format": "date-time"}
@@ -243,6 +250,8 @@ def _members(kind: Any) -> dict[str, Any]:
     found = {}
     for field in attrs.fields(kind):
         schema = schema_of(hints[field.name])
+        if schema.get("type") == "string":
+            schema |= _BOUNDS.get(field.name, {})
         if field.name in about:
             schema["description"] = about[field.name]
         default: Any = field.default
