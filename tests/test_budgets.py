@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -370,3 +371,24 @@ async def test_unreadable_body_has_a_row(tmp_path: Path) -> None:
         assert (await gateway.ask(b"not JSON", CHAT)).status == 400
         (row,) = await gateway.rows()
         assert (row.outcome, row.error, row.model_asked) == ("refused", "bad_request", None)
+
+
+async def test_nothing_is_asked_of_a_provider_while_the_ledger_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream = FakeUpstream([answer], repeat=True)
+    async with governed(tmp_path, upstream) as gateway:
+        budget_id = await gateway.budget(ANSWERED, reserve="none")
+
+        def full(*_: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as disk:
+            disk.setattr("os.pwrite", full)
+            reply = await gateway.ask()
+        assert (reply.status, reply.header("X-Penstock-Error")) == (503, "overloaded")
+        assert "ledger" in reply.json()["error"]["message"]
+        assert reply.header("Retry-After") == "1"
+        assert upstream.requests == []
+        assert [(await gateway.ask()).status for _ in range(2)] == [200, 402]
+        assert await gateway.total(budget_id) == ANSWERED

@@ -86,13 +86,15 @@ class Admitter:
     """Tokens, for models whose limit is not known."""
     unseen_input: int
     """Tokens that references in a request may stand for."""
-    stem: bytes = attrs.field(init=False)
-    """How header names spell the namespace."""
+    end_user_header: bytes = attrs.field(init=False)
+    """In lower case."""
+    _stem: bytes = attrs.field(init=False)
     _header: bytes = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.stem = header_stem(self.services.namespace)
-        self._header = b"X-%b-Budget-Warning" % self.stem
+        self._stem = header_stem(self.services.namespace)
+        self.end_user_header = b"x-%b-end-user-id" % self._stem.lower()
+        self._header = b"X-%b-Budget-Warning" % self._stem
 
     def admit(self, exchange: Exchange, admission: Admission) -> Awaitable[None] | None:
         """Reserve what an exchange may cost, for all of its candidates. Raises RequestError.
@@ -100,7 +102,7 @@ class Admitter:
         A budget of one binding that has no room excludes the binding, and refuses where no other is left.
         """
         admission.applied = self.rules.of(admission.principal)
-        admission.end_user = end_user_of(exchange, self.stem)
+        admission.end_user = end_user_of(exchange, self.end_user_header)
         if self.table.unknown == "refuse":
             self._exclude_without_price(exchange, admission)
         return self._reserve(exchange, admission, admission.applied)
@@ -212,7 +214,7 @@ class Admitter:
         """Refuse what cannot be counted, unless the budget never refuses."""
         if not applied.is_blocking:
             return
-        refusal = end_user_required(applied, self.stem)
+        refusal = end_user_required(applied, self._stem)
         if applied.binding_id is None:
             raise refusal
         self._exclude(exchange, admission, applied.binding_id, refusal)
@@ -261,14 +263,19 @@ class Admitter:
         if not applied:
             return
         used, now, end_user = self.counters.used, admission.now, admission.end_user
-        asked = {candidate.binding.id for candidate in (exchange.chain or admission.candidates)}
         spent = [
             (one, used(one.counter(end_user), one.period(now).start))
             for one in applied
-            if (one.binding_id is None or one.binding_id in asked)
+            if (one.binding_id is None or _may_be_asked(exchange, admission, one.binding_id))
             and (end_user is not None or not one.rule.is_per_end_user)
         ]
         value = warning(spent)
         if value is not None:
             others = [field for field in exchange.reply_fields if field[0] != self._header]
             exchange.reply_fields = [*others, (self._header, value)]
+
+
+def _may_be_asked(exchange: Exchange, admission: Admission, binding_id: str) -> bool:
+    """Tell whether a binding is, or was before its exclusion, a candidate."""
+    candidates = exchange.chain or admission.candidates
+    return any(candidate.binding.id == binding_id for candidate in candidates)

@@ -9,13 +9,13 @@ from penstock import Exchange
 _MAX_CHARACTERS = 256
 
 
-def end_user_of(exchange: Exchange, stem: bytes) -> str | None:
+def end_user_of(exchange: Exchange, name: bytes) -> str | None:
     """Return the end user's id, None where the request names none.
 
-    The header ``X-{stem}-End-User-Id`` counts before the members ``user``, ``metadata.user_id`` and
+    The header ``name`` (lower case) counts before the members ``user``, ``metadata.user_id`` and
     ``safety_identifier``. One of over 256 characters goes by its SHA-256: clients choose them, and they are kept.
     """
-    header = exchange.request.headers.get(b"x-%b-end-user-id" % stem.lower())
+    header = exchange.request.headers.get(name)
     if header:
         found: str | None = header.strip().decode("utf-8", "replace")
     else:

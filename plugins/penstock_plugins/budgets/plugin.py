@@ -104,7 +104,7 @@ class Budgets:
         exchange.state[_ADMISSION] = admission
         if not _is_charged(exchange.request):
             admission.is_charged = False
-            admission.end_user = end_user_of(exchange, self._admitter.stem)
+            admission.end_user = end_user_of(exchange, self._admitter.end_user_header)
             return None
         return self._admitter.admit(exchange, admission)
 
