@@ -27,8 +27,8 @@ from penstock_plugins.store.counters import MemoryCounters
 from penstock_plugins.store.database import Database
 from penstock_plugins.store.schema import migrate
 
-START = 1_700_000_000
-"""When the exchanges of tests began, seconds since the epoch."""
+START = int(time.time()) // 86_400 * 86_400
+"""When the exchanges of tests began: the day, seconds since the epoch."""
 COUNTER = "budget:bud_shared"
 
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
+
 from accounting_process import COUNTER, START, accounting
 
 PROGRAM = Path(__file__).with_name("accounting_process.py")

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+
 from accounting_process import COUNTER, START, accounting
 from test_counters_processes import IS_FULL, line_of, rows_of, started
 

@@ -71,7 +71,10 @@ class Books:
 
     def append(self, connection: Connection, entries: Iterable[LedgerEntry]) -> Receipt:
         """Enter what the ledger does not have yet; on commit give the receipt to ``remember``."""
-        fresh = _not_entered(connection, {entry.request_id: entry for entry in entries})
+        first: dict[str, LedgerEntry] = {}
+        for entry in entries:
+            first.setdefault(entry.request_id, entry)
+        fresh = _not_entered(connection, first)
         posting = _Posting(connection, self, last_sequence(connection))
         posting.find_counters(fresh)
         for entry in fresh:

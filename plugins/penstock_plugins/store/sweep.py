@@ -123,7 +123,7 @@ def read_dead(journal: DeadJournal) -> tuple[list[LedgerEntry], bool]:
         try:
             if kind == ENTRY:
                 entry = _entries.decode(payload)
-                entries[entry.request_id] = entry
+                entries.setdefault(entry.request_id, entry)
             elif kind == INTENT:
                 intent = _intents.decode(payload)
                 intents[intent.request_id] = intent

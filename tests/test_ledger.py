@@ -1,0 +1,233 @@
+"""The ledger on the bundled store: a row once, totals that are its sums, whatever the database and the disk do."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import anyio
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accounting_process import COUNTER, START, accounting, make_entry, make_intent, money, reserved
+from penstock import Usage
+from penstock.governance import Exceeded, LedgerUnavailableError, UsageQuery
+from penstock.testing.conformance.ledger import Books, check_ledger
+from penstock_plugins.store.accounting import Accounting
+from penstock_plugins.store.rollups import SPANS, buckets_of, cover
+from test_counters_processes import rows_of
+from test_journal import file_size_limit
+
+pytestmark = pytest.mark.anyio
+
+
+async def verified(accounts: Accounting) -> list[object]:
+    return [found async for found in accounts.reader.verify()]
+
+
+async def test_ledger_conforms(tmp_path: Path) -> None:
+    @asynccontextmanager
+    async def open_books() -> AsyncIterator[Books]:
+        async with accounting(tmp_path / "penstock.db") as accounts:
+            yield accounts  # type: ignore[misc]
+
+    await check_ledger(open_books)
+
+
+async def test_intents_left_open_are_entered_with_their_estimate(tmp_path: Path) -> None:
+    database = tmp_path / "penstock.db"
+    async with accounting(database) as accounts:
+        held = await reserved(accounts.counters, money(7, 10))
+        assert not isinstance(held, Exceeded)
+        accounts.ledger.open(make_intent("req_1", 7, COUNTER))
+    for _ in range(2):
+        async with accounting(database) as accounts:
+            entry = await accounts.reader.entry("req_1")
+            assert entry is not None
+            assert (entry.outcome, entry.cost_nano_usd, entry.cost_source) == ("interrupted", 7, "estimated")
+            assert await reserved(accounts.counters, money(4, 10)) == Exceeded(money(4, 10), used=7, settled=7)
+            assert await verified(accounts) == []
+
+
+async def test_locked_database_is_waited_for_while_exchanges_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = tmp_path / "penstock.db"
+    async with accounting(database) as accounts:
+        assert not isinstance(await reserved(accounts.counters, money(0, 10**6)), Exceeded)
+        with closing(sqlite3.connect(database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            number = 0
+            with anyio.fail_after(20):
+                while "could not be written" not in caplog.text:
+                    held = accounts.counters.reserve([money(5, 10**6)])
+                    accounts.ledger.open(make_intent(f"req_{number}", 5, COUNTER))
+                    accounts.counters.settle(held, {COUNTER: 5})  # type: ignore[arg-type]
+                    accounts.ledger.settle(make_entry(f"req_{number}", 5, COUNTER))
+                    number += 1
+                    await anyio.sleep(0.01)
+            other.execute("ROLLBACK")
+        await accounts.ledger.flush()
+        assert rows_of(database, "SELECT COUNT(*), SUM(cost_nano_usd) FROM ledger") == [(number, 5 * number)]
+        assert accounts.counters.used(COUNTER, START) == 5 * number
+        assert await verified(accounts) == []
+
+
+async def test_full_disk_refuses_new_exchanges_and_loses_none(tmp_path: Path) -> None:
+    database = tmp_path / "penstock.db"
+    async with accounting(database) as accounts:
+        with file_size_limit(1 << 20):
+            with pytest.raises(LedgerUnavailableError, match="journal cannot be written"):
+                accounts.ledger.open(make_intent("req_refused"))
+            accounts.ledger.settle(make_entry("req_1", 5, COUNTER))
+            await accounts.ledger.flush()
+        accounts.ledger.open(make_intent("req_2"))
+        accounts.ledger.settle(make_entry("req_2", 5, COUNTER))
+        await accounts.ledger.flush()
+        assert await accounts.reader.spent([(COUNTER, START)]) == {(COUNTER, START): 10}
+        assert await accounts.reader.entry("req_refused") is None
+
+
+async def test_entry_that_cannot_be_written_as_it_is_is_cleaned(tmp_path: Path) -> None:
+    async with accounting(tmp_path / "penstock.db") as accounts:
+        accounts.ledger.settle(make_entry("req_1", end_user="\ud800", usage=Usage(input=10**30), cost_nano_usd=10**25))
+        accounts.ledger.settle(make_entry("req_2"))
+        await accounts.ledger.flush()
+        entry = await accounts.reader.entry("req_1")
+        assert entry is not None
+        assert (entry.end_user, entry.cost_nano_usd) == ("?", 10**16)
+        assert await verified(accounts) == []
+
+
+async def test_verify_names_what_differs(tmp_path: Path) -> None:
+    database = tmp_path / "penstock.db"
+    async with accounting(database) as accounts:
+        accounts.ledger.settle(make_entry("req_1", 5, COUNTER, end_user="ann"))
+        await accounts.ledger.flush()
+        assert await verified(accounts) == []
+        with closing(sqlite3.connect(database)) as other, other:
+            other.execute("UPDATE counters SET total = 6")
+            other.execute("UPDATE rollups SET requests = 3 WHERE span = -900")
+            other.execute("UPDATE key_use SET last_used_at_ms = 1")
+        found = [(each.what, each.recorded, each.derived) async for each in accounts.reader.verify()]
+    assert found[0] == (COUNTER, 6, 5)
+    assert found[1][0].startswith("rollup of 900 s, dimensions ")
+    assert found[1][0].endswith("requests")
+    assert found[2] == ("last use of vk_1", 1, START * 1000)
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"scope": "organization", "scope_id": "org_1"}, 31),
+        ({"scope": "virtual_key", "scope_id": "vk_1"}, 15),
+        ({"scope": "project", "scope_id": "proj_1", "provider": "gpc_1"}, 23),
+        ({"scope": "team", "scope_id": "team_other"}, 0),
+    ],
+    ids=["organization", "key", "provider", "other"],
+)
+async def test_new_budget_counts_what_its_scope_has_spent(
+    tmp_path: Path, document: dict[str, str], expected: int
+) -> None:
+    database = tmp_path / "penstock.db"
+    async with accounting(database) as accounts:
+        for number, (cost, changes) in enumerate((
+            (1, {}), (2, {}), (4, {}), (8, {"binding_id": "gpc_2"}), (16, {"virtual_key_id": "vk_2"}),
+            (32, {"started_at_ns": (START - 1) * 10**9}), (64, {"error": "guardrail_blocked"}),
+        )):  # fmt: skip
+            accounts.ledger.settle(make_entry(f"req_{number}", cost, **changes))
+        await accounts.ledger.flush()
+        with closing(sqlite3.connect(database)) as other, other:
+            other.execute(
+                "INSERT INTO objects VALUES ('budget', 'bud_shared', 'org_1', NULL, NULL, 1, 0, 0, NULL, 1, ?)",
+                (str(document).replace("'", '"'),),
+            )
+        held = await reserved(accounts.counters, money(1, 1000))
+        assert not isinstance(held, Exceeded)
+        assert accounts.counters.used(COUNTER, START) == expected
+        accounts.counters.settle(held, {COUNTER: 1})
+        accounts.ledger.settle(make_entry("req_after", 1, COUNTER))
+        await accounts.ledger.flush()
+        assert await accounts.reader.spent([(COUNTER, START)]) == {(COUNTER, START): expected + 1}
+        assert await verified(accounts) == []
+
+
+async def test_usage_is_what_the_rows_add_up_to_in_any_range_and_zone(tmp_path: Path) -> None:
+    random_ = random.Random(1)
+    entries = [
+        make_entry(
+            f"req_{number}",
+            random_.randrange(1000),
+            started_at_ns=(START - random_.randrange(40 * 86_400)) * 10**9 + random_.randrange(10**9),
+            virtual_key_id=random_.choice(("vk_1", "vk_2")),
+            end_user=random_.choice((None, "ann", "bob")),
+            model_served=random_.choice(("a", "b")),
+        )
+        for number in range(600)
+    ]
+    async with accounting(tmp_path / "penstock.db") as accounts:
+        for entry in entries:
+            accounts.ledger.settle(entry)
+        await accounts.ledger.flush()
+        for bucket in (None, "hour", "day", "month"):
+            for zone in ("UTC", "Asia/Kathmandu", "America/St_Johns", "Australia/Lord_Howe"):
+                since = (START - 35 * 86_400) * 10**9 + random_.randrange(10**12)
+                query = UsageQuery(
+                    since_ns=since, until_ns=since + 30 * 86_400 * 10**9, group_by=("end_user", "model"),
+                    bucket=bucket, timezone=zone, where={"virtual_key_id": "vk_1"},
+                )  # fmt: skip
+                rows = await accounts.reader.usage(query)
+                expected: dict[tuple[str | None, str | None, str | None], int] = {}
+                for label, start, end in buckets_of(query):
+                    for entry in entries:
+                        if start <= entry.started_at_ns < end and entry.virtual_key_id == "vk_1":
+                            group = (label, entry.end_user, entry.model_served)
+                            expected[group] = expected.get(group, 0) + entry.cost_nano_usd
+                found = {
+                    (row.bucket_start, row.group["end_user"], row.group["model"]): row.cost_nano_usd for row in rows
+                }
+                assert {group: cost for group, cost in found.items() if cost} == {
+                    group: cost for group, cost in expected.items() if cost
+                }
+        assert await verified(accounts) == []
+
+
+@given(st.integers(0, 10**7), st.integers(0, 10**6))
+def test_runs_of_buckets_tile_a_range(since: int, length: int) -> None:
+    since, until = since * 900, (since + length) * 900
+    at = since
+    for span, start, end in cover(since, until):
+        assert span in SPANS
+        assert (start, start % span, end % span) == (at, 0, 0)
+        at = end
+    assert at == until
+
+
+@given(
+    st.integers(0, 2 * 10**9),
+    st.integers(1, 40 * 86_400),
+    st.sampled_from(("hour", "day", "month")),
+    st.sampled_from(("UTC", "Asia/Kathmandu", "Australia/Lord_Howe", "Africa/Cairo", "America/Sao_Paulo")),
+)
+def test_buckets_tile_a_range_and_begin_where_the_clock_says(since: int, length: int, bucket: str, zone: str) -> None:
+    query = UsageQuery(since_ns=since * 10**9, until_ns=(since + length) * 10**9, timezone=zone)
+    found = list(buckets_of(attrs.evolve(query, bucket=bucket)))
+    assert [start for _, start, _ in found[1:]] == [end for _, _, end in found[:-1]]
+    assert (found[0][1], found[-1][2]) == (query.since_ns, query.until_ns)
+    assert len({label for label, _, _ in found}) == len(found)
+
+
+async def test_rows_wait_no_longer_than_a_second(tmp_path: Path) -> None:
+    database = tmp_path / "penstock.db"
+    async with accounting(database) as accounts:
+        began = time.monotonic()
+        accounts.ledger.settle(make_entry("req_1"))
+        while not rows_of(database, "SELECT 1 FROM ledger"):
+            await anyio.sleep(0.005)
+        assert time.monotonic() - began < 1
