@@ -11,8 +11,9 @@ import anyio
 import attrs
 import pytest
 
-from counting import MIDNIGHT, Setting, setting
+from counting import MIDNIGHT, MemoryCounters, Setting, setting
 from penstock import ConfigurationError, Exchange, RateLimits, RequestError, hookimpl
+from penstock.governance import Claim, StoreUnavailableError
 from penstock.testing import FakeUpstream, Harness, Pause, Reply, Stall, chunk, http_reply, stream_reply
 from penstock.testing.upstream import STREAM_HEAD
 from penstock_plugins.rate_limits import RateLimiting
@@ -54,9 +55,10 @@ async def bound(
     upstreams: Sequence[FakeUpstream] | None = None,
     after: Sequence[Any] = (),
     bindings_of: Sequence[dict[str, str]] = ONE_BINDING,
+    counters: MemoryCounters | None = None,
     **options: Any,
 ) -> AsyncIterator[Bound]:
-    plugin, made = setting(key=key, bindings=bindings or {})
+    plugin, made = setting(key=key, bindings=bindings or {}, counters=counters or MemoryCounters())
     upstream = upstreams or [FakeUpstream([[ANSWER]], repeat=True)]
     plugins = [plugin, ("rate_limits", RateLimiting), *after]
     async with Harness(plugins, upstream=upstream, bindings=bindings_of, **options) as gateway:
@@ -323,3 +325,22 @@ async def test_without_a_store_the_start_is_refused_in_one_line() -> None:
             await stack.enter_async_context(Harness([("rate_limits", RateLimiting)], upstream=FakeUpstream()))
     assert len(raised.value.faults) == 1
     assert '"store"' in str(raised.value)
+
+
+class Unreachable(MemoryCounters):
+    """Be several processes' counters while their database is away."""
+
+    def reserve(self, claims: Sequence[Claim]) -> Any:
+        async def fail() -> None:
+            raise StoreUnavailableError("gone")
+
+        return fail()
+
+
+@pytest.mark.parametrize("of_key", [True, False])
+async def test_what_cannot_be_counted_is_not_let_in(of_key: bool) -> None:
+    key, bindings = (RateLimits(rpm=9), None) if of_key else (None, {"gpc_up": RateLimits(rpm=9)})
+    async with bound(key, bindings, counters=Unreachable()) as it:
+        refused = await it.ask()
+        assert (refused.status, refused.headers.get(b"retry-after")) == (503, b"1")
+        assert it.gateway.faults == []

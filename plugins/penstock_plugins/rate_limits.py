@@ -24,7 +24,7 @@ from penstock import (
     header_stem,
     hookimpl,
 )
-from penstock.governance import Claim, Counters, Exceeded, LedgerReader, Reservation, UsageQuery
+from penstock.governance import Claim, Counters, Exceeded, LedgerReader, Reservation, StoreUnavailableError, UsageQuery
 
 Dimension = Literal["concurrency", "rpd", "rpm", "tpm"]
 MINUTE_MS = 60_000
@@ -234,7 +234,7 @@ class RateLimiting:
     async def _take_for_key_later(
         self, exchange: Exchange, ask: Ask, answer: Awaitable[Reservation | Exceeded]
     ) -> None:
-        self._take_for_key(exchange, ask, await answer)
+        self._take_for_key(exchange, ask, await _answered(answer))
 
     def _take_for_key(self, exchange: Exchange, ask: Ask, answer: Reservation | Exceeded) -> None:
         if isinstance(answer, Exceeded):
@@ -244,7 +244,7 @@ class RateLimiting:
     async def _take_for_binding_later(
         self, exchange: Exchange, ask: Ask, answer: Awaitable[Reservation | Exceeded]
     ) -> RequestError | None:
-        return self._take_for_binding(exchange, ask, await answer)
+        return self._take_for_binding(exchange, ask, await _answered(answer))
 
     def _take_for_binding(self, exchange: Exchange, ask: Ask, answer: Reservation | Exceeded) -> RequestError | None:
         held = self._held_by(exchange)
@@ -315,6 +315,15 @@ class RateLimiting:
             return (claim.period + DAY) * 1000 - ask.now_ms
         previous = self._used(claim.counter, claim.period - 60)
         return wait_ms(limit, claim.amount, exceeded.used, previous, ask.now_ms % MINUTE_MS)
+
+
+async def _answered(answer: Awaitable[Reservation | Exceeded]) -> Reservation | Exceeded:
+    """Wait for an answer; where there is none the request is refused, for a limit that cannot be kept lets nobody in."""
+    try:
+        return await answer
+    except StoreUnavailableError:
+        message = "What is left of a rate limit cannot be found out just now; try again shortly."
+        raise RequestError("overloaded", message, fields=((b"retry-after", b"1"),)) from None
 
 
 def _dimension_of(claim: Claim) -> Dimension:
