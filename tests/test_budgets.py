@@ -384,7 +384,7 @@ async def test_nothing_is_asked_of_a_provider_while_the_ledger_cannot_be_written
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as disk:
-            disk.setattr("os.pwrite", full)
+            disk.setattr("os.posix_fallocate", full)
             reply = await gateway.ask()
         assert (reply.status, reply.header("X-Penstock-Error")) == (503, "overloaded")
         assert "ledger" in reply.json()["error"]["message"]
