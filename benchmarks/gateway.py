@@ -103,7 +103,7 @@ plugins = ["store", "virtual_keys", "rate_limits", "routing", "prices", "budgets
 """
 BUDGETS = (
     {"scope": "organization", "scope_id": "default", "window": "month", "limit_usd": "1000000"},
-    {"scope": "project", "scope_id": "default", "window": "day", "limit_usd": "1000000", "reserve": "max"},
+    {"scope": "project", "scope_id": "default", "window": "day", "limit_usd": "1000000"},
 )
 
 
