@@ -318,7 +318,7 @@ class RateLimiting:
 
 
 async def _answered(answer: Awaitable[Reservation | Exceeded]) -> Reservation | Exceeded:
-    """Wait for an answer; where there is none the request is refused, for a limit that cannot be kept lets nobody in."""
+    """Wait for an answer; without one the request is refused: a limit that cannot be kept lets nobody in."""
     try:
         return await answer
     except StoreUnavailableError:
