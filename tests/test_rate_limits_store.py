@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,8 +24,8 @@ USAGE = {"prompt_tokens": 30, "completion_tokens": 20, "total_tokens": 50}
 ANSWER = http_reply(json.dumps({"id": "x", "choices": [], "usage": USAGE}).encode())
 BODY = b'{"model":"m","messages":[{"role":"user","content":"Hi"}]}'
 PLUGINS = ("store", "virtual_keys", "rate_limits", "routing", "prices", "budgets", "openai_compatible")
-START = 20_600 * 86_400 + 3_600.0
-"""An hour into some day, seconds since the epoch."""
+START = (int(time.time()) // 86_400 + 1) * 86_400 + 3_600.0
+"""An hour into tomorrow, seconds since the epoch: what is long over by the wall clock is swept away meanwhile."""
 
 
 @attrs.define(eq=False)
