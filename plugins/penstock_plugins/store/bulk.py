@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Executable, Table, bindparam
+from sqlalchemy import ColumnElement, Connection, Dialect, Executable, Table, bindparam, select
 from sqlalchemy.dialects.sqlite import insert
 
 Row = tuple[Any, ...]
@@ -27,6 +27,17 @@ def run_many(connection: Connection, statement: Executable, names: tuple[str, ..
     if order is not None:
         rows = [tuple(row[index] for index in order) for row in rows]
     connection.exec_driver_sql(text, list(rows))
+
+
+def find_one(connection: Connection, statement: Executable, names: tuple[str, ...], values: Row) -> Any:
+    """Return the first row of a query, or None; ``names`` of its parameters, in the order of ``values``."""
+    text, order = _compiled(statement, connection.dialect, names)
+    return connection.exec_driver_sql(text, values if order is None else tuple(values[i] for i in order)).first()
+
+
+def find_where(found: tuple[ColumnElement[Any], ...], *columns: ColumnElement[Any]) -> Executable:
+    """Return a query by the values of columns, which are its parameters."""
+    return select(*found).where(*(column == bindparam(column.key) for column in columns))
 
 
 def insert_into(table: Table) -> Executable:

@@ -7,10 +7,19 @@ from operator import add
 
 import attrs
 import msgspec
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, func, select
 
 from penstock.governance import Debit, LedgerEntry
-from penstock_plugins.store.bulk import Row, add_into, add_where_id, insert_into, put_into, run_many
+from penstock_plugins.store.bulk import (
+    Row,
+    add_into,
+    add_where_id,
+    find_one,
+    find_where,
+    insert_into,
+    put_into,
+    run_many,
+)
 from penstock_plugins.store.ledger_tables import (
     DIMENSIONS,
     SPANS,
@@ -34,6 +43,8 @@ _COLUMNS = tuple(column.name for column in ledger.columns)
 _INSERT_ROW = insert_into(ledger)
 _INSERT_DEBIT = insert_into(debits)
 _DEBIT = ("sequence", "counter_id", "reserved", "charged")
+_FIND_DIMENSION = find_where((dimensions.c.id,), *(dimensions.c[name] for name in DIMENSIONS))
+_INSERT_DIMENSION = insert_into(dimensions)
 _ADD_TOTAL = add_where_id(counters, "total")
 _BUCKET = ("span", "start", "dimensions_id")
 _ADD_ROLLUP = add_into(rollups, _BUCKET, SUMS)
@@ -207,13 +218,11 @@ class _Posting:
     def _dimension(self, key: Row) -> int:
         found = self._books.dimension_id(key) or self.new_dimensions.get(key)
         if found is None:
-            values = dict(zip(DIMENSIONS, key, strict=True))
-            where = (dimensions.c[name] == value for name, value in values.items())
-            found = self._connection.execute(select(dimensions.c.id).where(*where)).scalar()
-            if found is None:
-                made = self._connection.execute(insert(dimensions).values(values)).inserted_primary_key
-                assert made is not None
-                found = int(made[0])
+            row = find_one(self._connection, _FIND_DIMENSION, DIMENSIONS, key)
+            if row is None:
+                run_many(self._connection, _INSERT_DIMENSION, DIMENSIONS, [key])
+                row = find_one(self._connection, _FIND_DIMENSION, DIMENSIONS, key)
+            found = int(row[0])
             self.new_dimensions[key] = found
         return found
 

@@ -6,14 +6,15 @@ summed from the rows themselves, so the answer is exact for any range in any tim
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import add
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Select, case, func, select
+from sqlalchemy import ColumnElement, Connection, Integer, Select, case, column, func, literal, select
+from sqlalchemy import values as values_of
 
 from penstock import Usage
 from penstock.governance import UsageQuery, UsageRow
@@ -38,6 +39,8 @@ FILTERS = (
 MAX_BUCKETS = 10_000
 _NANO = 1_000_000_000
 _STEP = SPANS[-1]
+_STEP_NS = _STEP * _NANO
+_PART = 1000
 Sums = list[int]
 Group = tuple[str | None, ...]
 
@@ -62,22 +65,23 @@ def sums_of_rows() -> list[ColumnElement[Any]]:
 
 def usage(connection: Connection, query: UsageQuery) -> Sequence[UsageRow]:
     """Return sums by bucket and group. Raises ValueError."""
-    check_filters(query.where)
-    groups = _Groups(connection, query)
-    found: dict[tuple[str | None, Group], Sums] = defaultdict(lambda: [0] * len(SUMS))
-    for label, since, until in buckets_of(query):
-        for sign, dimensions_id, sums in _sums_between(connection, since, until, groups.signs):
-            for group in groups.of(sign, dimensions_id):
-                _add(found[label, group], sums)
+    groups = _Groups(query)
+    buckets = list(buckets_of(query))
+    found: dict[tuple[int, Group], Sums] = {}
+    for sign in groups.signs:
+        for bucket, values, sums in _sums_of(connection, groups, buckets, sign):
+            for group in groups.of(values):
+                _add(found, (bucket, group), sums)
             if sign < 0 and groups.is_split:  # what end users did is in the sums of all as well
-                for group in groups.without_end_user(dimensions_id):
-                    _add(found[label, group], [-value for value in sums])
-    rows = [_row(query, label, group, sums) for (label, group), sums in found.items() if any(sums)]
+                for group in groups.of(groups.without_end_user(values)):
+                    _add(found, (bucket, group), [-value for value in sums])
+    rows = [_row(query, buckets[bucket][0], group, sums) for (bucket, group), sums in found.items() if any(sums)]
     return sorted(rows, key=lambda row: (row.bucket_start or "", [value or "" for value in row.group.values()]))
 
 
-def _add(held: Sums, sums: Sequence[int]) -> None:
-    held[:] = [each + more for each, more in zip(held, sums, strict=True)]
+def _add(found: dict[tuple[int, Group], Sums], key: tuple[int, Group], sums: Sequence[int]) -> None:
+    held = found.get(key)
+    found[key] = list(sums) if held is None else list(map(add, held, sums))
 
 
 def _row(query: UsageQuery, label: str | None, group: Group, sums: Sums) -> UsageRow:
@@ -95,46 +99,39 @@ def _row(query: UsageQuery, label: str | None, group: Group, sums: Sums) -> Usag
 
 
 class _Groups:
-    """Say which groups the sums of a combination of dimensions belong to."""
+    """Say what is summed, and which groups it belongs to."""
 
-    def __init__(self, connection: Connection, query: UsageQuery) -> None:
+    def __init__(self, query: UsageQuery) -> None:
+        check_filters(query.where)
         if len(query.group_by) > 3 or len(set(query.group_by)) != len(query.group_by):
             raise ValueError("usage is grouped by at most three, each once")
         for name in query.group_by:
             if name not in COLUMN_OF:
                 raise ValueError(f"usage cannot be grouped by {name!r}; there are {', '.join(COLUMN_OF)}")
-        self._query = query
+        self._names = query.group_by
+        self._tag = query.where.get("tag")
         wants_one = "end_user" in query.where
         self.is_split = "end_user" in query.group_by and not wants_one
         self.signs = (-1,) if wants_one else (1, -1) if self.is_split else (1,)
-        self._groups: dict[int, list[Group]] = {}
-        self._without: dict[int, list[Group]] = {}
-        for values in connection.execute(self._select()).mappings():
-            if "tag" not in query.where or query.where["tag"] in _tags(values["tags"]):
-                self._groups[values["id"]] = self._groups_of(values)
-                if self.is_split and values["end_user"]:
-                    self._without[values["id"]] = self._groups_of({**values, "end_user": ""})
+        self.columns = [dimensions.c[COLUMN_OF[name]] for name in query.group_by]
+        if self._tag is not None:
+            self.columns.append(dimensions.c.tags)
+        self.where = [dimensions.c[name] == value for name, value in query.where.items() if name != "tag"]
 
-    def _select(self) -> Select[Any]:
-        where = self._query.where
-        statement = select(dimensions).where(
-            *(dimensions.c[name] == value for name, value in where.items() if name != "tag")
-        )
-        return statement if -1 in self.signs else statement.where(dimensions.c.end_user == "")
-
-    def _groups_of(self, values: Mapping[Any, Any]) -> list[Group]:
+    def of(self, values: Sequence[str]) -> list[Group]:
+        """Return the groups that sums with these values of ``columns`` belong to: one for each tag."""
+        if self._tag is not None and self._tag not in _tags(values[-1]):
+            return []
         groups: list[Group] = [()]
-        for name in self._query.group_by:
-            value = values[COLUMN_OF[name]]
+        for name, value in zip(self._names, values, strict=False):
             choices: Sequence[str | None] = _tags(value) or (None,) if name == "tag" else (value or None,)
             groups = [(*group, choice) for group in groups for choice in choices]
         return groups
 
-    def of(self, _sign: int, dimensions_id: int) -> Sequence[Group]:
-        return self._groups.get(dimensions_id, ())
-
-    def without_end_user(self, dimensions_id: int) -> Sequence[Group]:
-        return self._without.get(dimensions_id, ())
+    def without_end_user(self, values: Sequence[str]) -> Sequence[str]:
+        """Return the values that the sums of all are found by."""
+        at = self._names.index("end_user")
+        return [*values[:at], "", *values[at + 1 :]]
 
 
 def _tags(text: str) -> tuple[str, ...]:
@@ -206,40 +203,54 @@ def cover(since: int, until: int, spans: Sequence[int] = SPANS) -> Iterator[tupl
         yield from cover(last, until, spans[1:])
 
 
-def _sums_between(
-    connection: Connection, since_ns: int, until_ns: int, signs: Sequence[int]
-) -> Iterator[tuple[int, int, Sequence[int]]]:
-    """Yield sign, dimensions and sums of what happened in a range."""
-    first = -(-since_ns // (_STEP * _NANO)) * _STEP
-    last = until_ns // (_STEP * _NANO) * _STEP
-    if first >= last:
-        yield from _sums_of_rows(connection, since_ns, until_ns, signs)
-        return
-    yield from _sums_of_rows(connection, since_ns, first * _NANO, signs)
-    for span, start, end in cover(first, last):
-        for sign in signs:
-            for row in connection.exec_driver_sql(_ROLLUPS, (sign * span, start, end)):
-                yield sign, row[0], row[1:]
-    yield from _sums_of_rows(connection, last * _NANO, until_ns, signs)
-
-
-_ROLLUPS = (
-    f"SELECT dimensions_id, {', '.join(f'SUM({name})' for name in SUMS)} FROM {rollups.name} "  # noqa: S608 - our names
-    "WHERE span = ? AND start >= ? AND start < ? GROUP BY dimensions_id"
-)
-
-
-def _sums_of_rows(
-    connection: Connection, since_ns: int, until_ns: int, signs: Sequence[int]
-) -> Iterator[tuple[int, int, Sequence[int]]]:
-    if since_ns >= until_ns:
-        return
-    for sign in signs:
-        group = ledger.c.dimensions_id if sign > 0 else ledger.c.end_user_dimensions_id
-        statement = (
-            select(group, *(func.sum(value) for value in sums_of_rows()))
-            .where(ledger.c.started_at_ns >= since_ns, ledger.c.started_at_ns < until_ns, group.is_not(None))
-            .group_by(group)
-        )
+def _sums_of(
+    connection: Connection, groups: _Groups, buckets: Sequence[tuple[str | None, int, int]], sign: int
+) -> Iterator[tuple[int, Sequence[str], Sequence[int]]]:
+    """Yield number of the bucket, values of the groups' columns, and sums."""
+    runs: list[tuple[int, int, int, int]] = []
+    ends: list[tuple[int, int, int]] = []
+    for number, (_, since_ns, until_ns) in enumerate(buckets):
+        first, last = -(-since_ns // _STEP_NS) * _STEP, until_ns // _STEP_NS * _STEP
+        if first >= last:
+            ends.append((number, since_ns, until_ns))
+            continue
+        ends += [(number, since_ns, first * _NANO), (number, last * _NANO, until_ns)]
+        runs += [(number, sign * span, start, end) for span, start, end in cover(first, last)]
+    width = len(groups.columns)
+    for statement in (
+        *_from_rollups(groups, runs),
+        *_from_rows(groups, [each for each in ends if each[1] < each[2]], sign),
+    ):
         for row in connection.execute(statement):
-            yield sign, row[0], row[1:]
+            yield row[0], row[1 : 1 + width], row[1 + width :]
+
+
+def _from_rollups(groups: _Groups, runs: Sequence[tuple[int, int, int, int]]) -> Iterator[Select[Any]]:
+    columns = [column(name, Integer) for name in ("number", "span", "first", "last")]
+    for part in _parts(runs):
+        run = values_of(*columns, name="run").data(part).cte("run")
+        yield (
+            select(run.c.number, *groups.columns, *(func.sum(rollups.c[name]) for name in SUMS))
+            .select_from(run)
+            .join(rollups, (rollups.c.span == run.c.span) & rollups.c.start.between(run.c.first, run.c.last - 1))
+            .join(dimensions, dimensions.c.id == rollups.c.dimensions_id)
+            .where(*groups.where)
+            .group_by(run.c.number, *groups.columns)
+        )
+
+
+def _from_rows(groups: _Groups, ends: Sequence[tuple[int, int, int]], sign: int) -> Iterator[Select[Any]]:
+    number = ledger.c.dimensions_id if sign > 0 else ledger.c.end_user_dimensions_id
+    for bucket, since_ns, until_ns in ends:
+        yield (
+            select(literal(bucket), *groups.columns, *(func.sum(value) for value in sums_of_rows()))
+            .select_from(ledger)
+            .join(dimensions, dimensions.c.id == number)
+            .where(ledger.c.started_at_ns >= since_ns, ledger.c.started_at_ns < until_ns, *groups.where)
+            .group_by(literal(bucket), *groups.columns)
+        )
+
+
+def _parts(runs: Sequence[tuple[int, int, int, int]]) -> Iterator[Sequence[tuple[int, int, int, int]]]:
+    for start in range(0, len(runs), _PART):
+        yield runs[start : start + _PART]

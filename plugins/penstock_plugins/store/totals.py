@@ -12,6 +12,7 @@ import attrs
 import msgspec
 from sqlalchemy import Connection, func, insert, select
 
+from penstock_plugins.store.bulk import find_one, find_where
 from penstock_plugins.store.ledger_tables import counters, ledger
 from penstock_plugins.store.tables import objects
 
@@ -21,6 +22,7 @@ Name = tuple[str, int]
 """Of a counter, and its period."""
 
 _NANO = 1_000_000_000
+_FIND = find_where((counters.c.id, counters.c.total), counters.c.counter, counters.c.period)
 _COLUMN_OF_SCOPE = {
     "organization": "organization_id",
     "team": "team_id",
@@ -44,10 +46,8 @@ def find_or_add(connection: Connection, names: Iterable[tuple[Name, bool]], seed
     for name, is_durable in names:
         if name in found:
             continue
-        row = connection.execute(
-            select(counters.c.id, counters.c.total).where(counters.c.counter == name[0], counters.c.period == name[1])
-        ).first()
-        found[name] = Total(row.id, row.total) if row else _add(connection, name, is_durable, seed)
+        row = find_one(connection, _FIND, ("counter", "period"), name)
+        found[name] = Total(row[0], row[1]) if row else _add(connection, name, is_durable, seed)
     return found
 
 
