@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -375,6 +376,24 @@ def test_apply_shows_a_diff_first_and_then_does_it(shell: Shell, tmp_path: Path)
     assert shell.run("apply", "-f", str(file)).status == 0
     assert "applied" in shell.run("teams", "list").out
     assert shell.json("apply", "-f", "-", stdin=file.read_text())["changes"][0]["action"] == "unchanged"
+
+
+def test_apply_shows_the_secret_of_a_key_it_made(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "key.toml"
+    file.write_text('[[virtual_keys]]\nname = "applied"\n')
+    assert "ps_vk_" not in shell.run("apply", "-f", str(file), "--dry-run").out
+    made = shell.run("apply", "-f", str(file))
+    assert re.search(r"\bps_vk_live_\w{64}\b", made.out)
+    assert "not shown again" in made.err
+    assert "ps_vk_" not in shell.run("apply", "-f", str(file)).out
+
+
+def test_spend_of_an_allowance_each_is_shown_by_subject(shared: Shell) -> None:
+    key = shared.json("virtual-keys", "create", "--name", "visited")
+    scope = ("--scope", "end-user", "--virtual-key", key["id"], "--window", "day", "--limit", "1")
+    budget = shared.json("budgets", "create", *scope)
+    assert "subject" in shared.run("budgets", "spend", budget["id"]).err
+    assert shared.json("budgets", "spend", budget["id"], "--subject", "ada")["spent_usd"] == "0"
 
 
 def test_a_test_of_the_mock_reports_that_it_answers(shared: Shell) -> None:

@@ -111,4 +111,11 @@ add_action(
     about="Begin its period anew; what was spent stays on record.",
     warning="begins its period anew, so all of it can be spent again",
 )
-add_action(budgets, BUDGETS, "spend", about="Show what is spent and left in its period.", verb="GET")
+add_action(
+    budgets,
+    BUDGETS,
+    "spend",
+    about="Show what is spent and left in its period.",
+    verb="GET",
+    fields=(Field("--subject", "subject", "Of this end user, or member of the group (id), who has an own allowance."),),
+)

@@ -13,7 +13,7 @@ import click
 
 from penstock import ConfigurationError
 from penstock_plugins.management_cli.client import path_of
-from penstock_plugins.management_cli.output import columns, note, print_json
+from penstock_plugins.management_cli.output import Column, columns, note, print_json
 from penstock_plugins.management_cli.terminal import ApiCommand, Terminal, confirm, yes_option
 
 
@@ -50,7 +50,10 @@ def _show_changes(found: Mapping[str, Any]) -> None:
     from penstock_plugins.management_cli.output import print_table  # noqa: PLC0415
 
     rows = found.get("changes") or []
-    print_table(rows, columns("action", "kind", "name", "id", "changes"), empty="nothing to change")
+    made = (*columns("action", "kind", "name", "id"), Column("secret", "secret", is_whole=True))
+    print_table(rows, [*made, *columns("changes")], empty="nothing to change")
+    if any("secret" in row for row in rows):
+        note("Keep the secrets now: they are not shown again.")
 
 
 def _read(file: str) -> dict[str, Any]:

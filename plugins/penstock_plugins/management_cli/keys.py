@@ -65,7 +65,17 @@ virtual_keys = new_group(KEYS)
 add_action(virtual_keys, KEYS, "disable", about="Have calls with it refused until it is enabled again.")
 add_action(virtual_keys, KEYS, "enable", about="Let a disabled key work again.")
 add_action(virtual_keys, KEYS, "revoke", about="Have calls with it refused for good.", warning="will never work again")
-add_action(virtual_keys, KEYS, "spend", about="Show what was spent with it.", verb="GET")
+add_action(
+    virtual_keys,
+    KEYS,
+    "spend",
+    about="Show what was spent with it; this month, if no time is given.",
+    verb="GET",
+    fields=(
+        Field("--since", "since", "RFC 3339, such as 2026-11-01T00:00:00Z."),
+        Field("--until", "until", "RFC 3339; not included."),
+    ),
+)
 
 
 @command(

@@ -191,8 +191,8 @@ def add_action(
     def act(terminal: Terminal, which: str, *, is_sure: bool = False, **values: Any) -> None:
         if warning is not None:
             confirm(f"{resource.noun} {which} {warning}", is_sure=is_sure)
-        body = body_of(fields, values) if verb == "POST" else None
-        terminal.show(terminal.api.request(verb, resource.one(which, name), body))
+        body, query = (body_of(fields, values), None) if verb == "POST" else (None, query_of(fields, values))
+        terminal.show(terminal.api.request(verb, resource.one(which, name), body, query=query))
 
 
 def looked_up(terminal: Terminal, kind: str, which: str, option: str) -> str:

@@ -97,7 +97,7 @@ def get_event(terminal: Terminal, request_id: str) -> None:
 
 
 _REFUND = (
-    Field("--amount", "amount_usd", "USD; all that is left of the cost, if not given.", read=usd),
+    Field("--amount", "amount_usd", "USD; the whole cost, if not given.", read=usd),
     Field("--reason", "reason", "For the audit log."),
 )
 
