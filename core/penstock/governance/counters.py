@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Protocol
 
 import attrs
+import msgspec
 
 
-@attrs.frozen
-class Claim:
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """Ask for an amount of one counter."""
 
     counter: str

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import attrs
+import msgspec
 
 from penstock.models import Usage
 
@@ -18,8 +19,7 @@ Outcome = Literal["success", "refused", "provider_error", "client_gone", "cut", 
 CostSource = Literal["priced", "unpriced", "estimated", "none", "adjustment"]
 
 
-@attrs.frozen(kw_only=True)
-class Debit:
+class Debit(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Say which durable counter an exchange is charged to."""
 
     counter: str

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 import attrs
+import msgspec
 
 from penstock import Usage
 from penstock.governance import (
@@ -219,6 +220,6 @@ def refund_entry(call: Call, entry: LedgerEntry, body: Mapping[str, Any], once: 
         error=None,
         fallback_count=0,
         attempts=(),
-        debits=tuple(attrs.evolve(debit, reserved=0) for debit in entry.debits),
+        debits=tuple(msgspec.structs.replace(debit, reserved=0) for debit in entry.debits),
         adjusts=entry.request_id,
     )

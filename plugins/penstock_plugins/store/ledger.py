@@ -187,10 +187,10 @@ def _clean(value: Any) -> Any:
             return max(-(2**62), min(value, 2**62))
         case tuple() | list():
             return tuple(_clean(each) for each in value)
-        case Usage() | Debit():
-            return attrs.evolve(
-                value, **{each.name: _clean(getattr(value, each.name)) for each in attrs.fields(type(value))}
-            )
+        case Usage():
+            return attrs.evolve(value, **{each.name: _clean(getattr(value, each.name)) for each in attrs.fields(Usage)})
+        case Debit():
+            return Debit(**{name: _clean(getattr(value, name)) for name in Debit.__struct_fields__})
         case dict():
             return {_clean(name): _clean(each) for name, each in value.items()}
         case _:
