@@ -30,7 +30,12 @@ DAYS = 30
 START = 1_790_000_000 // DAY * DAY
 KEYS, MODELS, END_USERS = 200, 12, 2_000
 BUDGETS = ("budget:bud_org", "budget:bud_project", "budget:bud_key")
-IDS = {"organization_id": "org_01", "team_id": "team_01", "principal_id": "user_01", "provider": "openai"}
+IDS: dict[str, Any] = {
+    "organization_id": "org_01",
+    "team_id": "team_01",
+    "principal_id": "user_01",
+    "provider": "openai",
+}
 
 
 def make_entries(rows: int) -> list[LedgerEntry]:

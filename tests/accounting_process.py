@@ -66,7 +66,7 @@ def money(amount: int, limit: int | None, counter: str = COUNTER, period: int = 
 async def reserved(counters: MemoryCounters, *claims: Claim) -> Reservation | Exceeded:
     """Reserve, and wait where that takes waiting."""
     answer = counters.reserve(claims)
-    return await answer if inspect.isawaitable(answer) else answer  # type: ignore[return-value]
+    return await answer if inspect.isawaitable(answer) else answer
 
 
 @asynccontextmanager
@@ -76,6 +76,12 @@ async def accounting(database: Path) -> AsyncIterator[Accounting]:
         await anyio.to_thread.run_sync(migrate, opened)
         async with open_accounting(opened, Path(f"{database}.journal")) as found:
             yield found
+
+
+def say(line: str) -> None:
+    """Tell whoever started this process."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 async def spend(database: Path, name: str, limit: int, amount: int, at_once: int) -> None:
@@ -100,12 +106,12 @@ async def spend(database: Path, name: str, limit: int, amount: int, at_once: int
             accounts.ledger.settle(make_entry(request_id, amount, COUNTER))
 
     async with accounting(database) as accounts:
-        print("ready", flush=True)
+        say("ready")
         await anyio.to_thread.run_sync(sys.stdin.readline)
         async with anyio.create_task_group() as tasks:
             for _ in range(at_once):
                 tasks.start_soon(one, accounts)
-        print(json.dumps({"granted": granted, "refusals": refusals}), flush=True)
+        say(json.dumps({"granted": granted, "refusals": refusals}))
         await anyio.to_thread.run_sync(sys.stdin.readline)
 
 
@@ -119,14 +125,14 @@ async def load(database: Path, name: str) -> None:
             answer = await reserved(accounts.counters, money(7, 10**15), Claim("concurrency:vk_1", 0, 1, 10_000))
             assert not isinstance(answer, Exceeded)
             accounts.ledger.open(make_intent(request_id, 7, COUNTER))
-            print(f"opened {request_id}", flush=True)
+            say(f"opened {request_id}")
             await anyio.sleep(30 if keeps_open else 0.001)
             accounts.counters.settle(answer, {COUNTER: 5})
             accounts.ledger.settle(make_entry(request_id, 5, COUNTER))
-            print(f"settled {request_id}", flush=True)
+            say(f"settled {request_id}")
 
     async with accounting(database) as accounts:
-        print("ready", flush=True)
+        say("ready")
         async with anyio.create_task_group() as tasks:
             for number in range(8):
                 tasks.start_soon(one, accounts, number == 0)

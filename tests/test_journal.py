@@ -109,7 +109,7 @@ def test_full_disk_refuses_intents_and_takes_what_settles_those_it_took(tmp_path
     assert journal.open_intents == 0
     taken = 0
     journal.add_intent("first", bytes(1000))
-    with file_size_limit(SEGMENT_BYTES - 1), pytest.raises(OSError, match="too large"):
+    with file_size_limit(SEGMENT_BYTES - 1), pytest.raises(OSError, match="too large"):  # noqa: PT012
         while True:  # until the segment has room for no more than settling what is open
             journal.add_intent(f"{taken}", bytes(1000))
             taken += 1

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any, Literal
 
 import anyio
 import attrs
@@ -20,11 +21,14 @@ from penstock import Usage
 from penstock.governance import Exceeded, LedgerUnavailableError, UsageQuery
 from penstock.testing.conformance.ledger import Books, check_ledger
 from penstock_plugins.store.accounting import Accounting
-from penstock_plugins.store.rollups import SPANS, buckets_of, cover
+from penstock_plugins.store.ledger_tables import SPANS
+from penstock_plugins.store.rollups import buckets_of, cover
 from test_counters_processes import rows_of
 from test_journal import file_size_limit
 
 pytestmark = pytest.mark.anyio
+
+Bucket = Literal["hour", "day", "month"]
 
 
 async def verified(accounts: Accounting) -> list[object]:
@@ -35,7 +39,7 @@ async def test_ledger_conforms(tmp_path: Path) -> None:
     @asynccontextmanager
     async def open_books() -> AsyncIterator[Books]:
         async with accounting(tmp_path / "penstock.db") as accounts:
-            yield accounts  # type: ignore[misc]
+            yield accounts
 
     await check_ledger(open_books)
 
@@ -137,10 +141,11 @@ async def test_new_budget_counts_what_its_scope_has_spent(
 ) -> None:
     database = tmp_path / "penstock.db"
     async with accounting(database) as accounts:
-        for number, (cost, changes) in enumerate((
+        spent: tuple[tuple[int, dict[str, Any]], ...] = (
             (1, {}), (2, {}), (4, {}), (8, {"binding_id": "gpc_2"}), (16, {"virtual_key_id": "vk_2"}),
             (32, {"started_at_ns": (START - 1) * 10**9}), (64, {"error": "guardrail_blocked"}),
-        )):  # fmt: skip
+        )  # fmt: skip
+        for number, (cost, changes) in enumerate(spent):
             accounts.ledger.settle(make_entry(f"req_{number}", cost, **changes))
         await accounts.ledger.flush()
         with closing(sqlite3.connect(database)) as other, other:
@@ -175,7 +180,8 @@ async def test_usage_is_what_the_rows_add_up_to_in_any_range_and_zone(tmp_path: 
         for entry in entries:
             accounts.ledger.settle(entry)
         await accounts.ledger.flush()
-        for bucket in (None, "hour", "day", "month"):
+        buckets: tuple[Bucket | None, ...] = (None, "hour", "day", "month")
+        for bucket in buckets:
             for zone in ("UTC", "Asia/Kathmandu", "America/St_Johns", "Australia/Lord_Howe"):
                 since = (START - 35 * 86_400) * 10**9 + random_.randrange(10**12)
                 query = UsageQuery(
@@ -215,7 +221,9 @@ def test_runs_of_buckets_tile_a_range(since: int, length: int) -> None:
     st.sampled_from(("hour", "day", "month")),
     st.sampled_from(("UTC", "Asia/Kathmandu", "Australia/Lord_Howe", "Africa/Cairo", "America/Sao_Paulo")),
 )
-def test_buckets_tile_a_range_and_begin_where_the_clock_says(since: int, length: int, bucket: str, zone: str) -> None:
+def test_buckets_tile_a_range_and_begin_where_the_clock_says(
+    since: int, length: int, bucket: Bucket, zone: str
+) -> None:
     query = UsageQuery(since_ns=since * 10**9, until_ns=(since + length) * 10**9, timezone=zone)
     found = list(buckets_of(attrs.evolve(query, bucket=bucket)))
     assert [start for _, start, _ in found[1:]] == [end for _, _, end in found[:-1]]
@@ -228,6 +236,6 @@ async def test_rows_wait_no_longer_than_a_second(tmp_path: Path) -> None:
     async with accounting(database) as accounts:
         began = time.monotonic()
         accounts.ledger.settle(make_entry("req_1"))
-        while not rows_of(database, "SELECT 1 FROM ledger"):
+        while not rows_of(database, "SELECT 1 FROM ledger"):  # noqa: ASYNC110 - another connection is to see it
             await anyio.sleep(0.005)
         assert time.monotonic() - began < 1

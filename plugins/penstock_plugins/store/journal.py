@@ -3,9 +3,10 @@
 Each process owns ``<holder>.lock``, locked for as long as it lives, and segments ``<holder>.<number>.journal``: records
 framed by a mark, a kind, a length and a CRC, each copied into the mapped file, which is the system's and not the
 process's: killing the process at any instruction loses at most the record being copied, and its CRC gives that away. No
-system call is made, and so the interpreter is not handed to another thread for every record. The space of a segment is allocated before it is used, and an intent
-is accepted only while there is room for what will settle it too: a disk that fills up refuses new exchanges and still
-takes what the old ones cost. Power loss may take what the system had not written yet, unless every record is synced.
+system call is made, and so the interpreter is not handed to another thread for every record. The space of a segment is
+allocated before it is used, and an intent is accepted only while there is room for what will settle it too: a disk that
+fills up refuses new exchanges and still takes what the old ones cost. Power loss may take what the system had not
+written yet, unless every record is synced.
 
 A segment is deleted once all that is in it is committed. A lock that can be had belonged to a process that died.
 """

@@ -32,7 +32,7 @@ async def check_counters(open_counters: Open) -> None:
 async def reserve(counters: Counters, *claims: Claim) -> Reservation | Exceeded:
     """Reserve, and wait where the implementation has to."""
     answer = counters.reserve(claims)
-    return await answer if inspect.isawaitable(answer) else answer  # type: ignore[return-value]
+    return await answer if inspect.isawaitable(answer) else answer
 
 
 async def _granted(counters: Counters, *claims: Claim) -> Reservation:
