@@ -27,11 +27,11 @@ from penstock_plugins.store.ledger import JournaledLedger, Queued, charges_of
 from penstock_plugins.store.ledger_tables import counters as counter_rows
 from penstock_plugins.store.totals import Name, Total, find_or_add
 
-GATHER_SECONDS = 0.02
-"""How long entries are gathered before they are committed."""
+GATHER_SECONDS = 0.1
+"""How long entries are gathered before they are committed: a page of the database is written once for all of them."""
 RETRY_SECONDS = 0.01
 """How soon those that wait for other processes are looked at again."""
-MOST_ENTRIES = 500
+MOST_ENTRIES = 1000
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 1.0
 _PART = 500
