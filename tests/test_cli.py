@@ -130,7 +130,7 @@ def test_check_prints_every_fault_on_a_line_of_its_own(run: Run, config: Path) -
     outcome = run("check")
     assert (outcome.status, outcome.out) == (2, "")
     lines = outcome.err.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 3
     assert all(line.startswith("penstock: penstock.toml: [") for line in lines)
 
 
@@ -139,6 +139,7 @@ def test_check_prints_every_fault_on_a_line_of_its_own(run: Run, config: Path) -
     [
         ('"virtual_keys", ', "", "the plugin is not in [gateway] plugins"),
         (PEPPER, "short", "[plugins.virtual_keys] pepper: must be at least 16 characters"),
+        (f'pepper = "{PEPPER}"', "", '[plugins.virtual_keys] pepper: is missing; set it, or enable "store" to keep the keys'),
         ('type = "mock"', 'type = "mocc"', "no enabled plugin brings provider type 'mocc'"),
     ],
 )
@@ -207,7 +208,7 @@ def test_plugins_list_tells_enabled_from_installed(run: Run, config: Path) -> No
     assert [name for name in rows if rows[name]["enabled"]] == ["virtual_keys", "routing", "mock"]
     assert rows["routing"]["enabled"] == 2
     assert rows["openai"]["enabled"] is None
-    assert rows["virtual_keys"]["hooks"] == ["authenticate"]
+    assert rows["virtual_keys"]["hooks"] == ["lifespan", "authenticate"]
 
 
 def test_plugins_list_works_without_a_configuration(run: Run) -> None:
@@ -227,8 +228,8 @@ def test_one_broken_plugin_does_not_hide_the_others(run: Run, config: Path, tmp_
 
 def test_plugins_show_prints_hooks_needs_and_settings(run: Run, tmp_path: Path) -> None:
     shown = json.loads(run("plugins", "show", "virtual_keys", "--format", "json").out)
-    assert shown["hooks"] == ["authenticate"]
-    assert shown["settings"]["pepper"] == "secret, required"
+    assert shown["hooks"] == ["lifespan", "authenticate"]
+    assert shown["settings"]["pepper"] == "secret"
     assert shown["untouched_path"] is True
     (tmp_path / "greeter.py").write_text(PLUGIN)
     shown = json.loads(run("plugins", "show", "./greeter.py", "--format", "json").out)

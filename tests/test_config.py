@@ -224,7 +224,6 @@ def test_broken_toml_is_one_line(tmp_path: Path, content: bytes) -> None:
         ({"pepper": "p", "keys": [{}]}, "keys[0].name: is missing"),
         ({"pepper": "p", "keys": [{"name": "a"}, {"name": "b", "secrets": SECRET}]},
          'keys[1].secrets: unknown key; did you mean "secret"?'),
-        ({}, "pepper: is missing"),
         ({"pepper": ""}, "pepper: is empty"),
         ({"pepper": {"env": "PENSTOCK_NO_SUCH_VARIABLE"}},
          "pepper: the environment variable PENSTOCK_NO_SUCH_VARIABLE is not set"),

@@ -78,7 +78,8 @@ def test_unknown_plugin_lists_what_is_installed_where_nothing_is_near(folder: Pa
 
 
 def test_every_faulty_plugin_is_reported_at_once(folder: Path) -> None:
-    assert len(faults_of(folder, "nope_one", "./none.py", "virtual_keys")) == 3
+    write(folder, "empty.py", "")
+    assert len(faults_of(folder, "nope_one", "./none.py", "./empty.py")) == 3
 
 
 def test_plugin_in_a_file_beside_the_configuration(folder: Path) -> None:

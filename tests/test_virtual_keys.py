@@ -8,11 +8,11 @@ from typing import Any
 import attrs
 import pytest
 
-from penstock import ConfigurationError, Exchange, Principal, Secret, hash_key, hookimpl, new_key
+from penstock import ConfigurationError, Exchange, Principal, Secret, Services, hash_key, hookimpl, new_key
 from penstock.gateway import Gateway
 from penstock.testing import FakeUpstream, Harness, Reply, http_reply
 from penstock.testing.harness import PEPPER
-from penstock_plugins.virtual_keys import ConfiguredKeys, KeyConfig, KeysConfig
+from penstock_plugins.virtual_keys import ConfiguredKeys, KeyConfig, KeysConfig, VirtualKeys
 
 pytestmark = pytest.mark.anyio
 
@@ -298,6 +298,12 @@ def test_short_pepper_is_refused_without_showing_it() -> None:
     with pytest.raises(ConfigurationError, match="at least 16 characters") as caught:
         Gateway(Harness(config=config, upstream=FakeUpstream()).configuration())
     assert "too short" not in str(caught.value)
+
+
+def test_keys_without_a_pepper_are_refused() -> None:
+    config = KeysConfig(keys=(KeyConfig(name="k", secret=Secret(new_key())),))
+    with pytest.raises(ConfigurationError, match="pepper: is missing; the keys listed here are hashed under it"):
+        VirtualKeys(config, Services())
 
 
 def test_configured_keys_are_found_by_hash_only() -> None:
