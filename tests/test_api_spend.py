@@ -54,6 +54,17 @@ async def test_rows_sums_and_budgets_agree() -> None:
         assert (await api.ask("PATCH", "/virtual-keys/k", {"tags": ["t"]})).body["last_used_at"] is not None
 
 
+async def test_budget_made_later_shows_what_its_window_has_seen_before_any_request() -> None:
+    async with running_api(plugins=PLUGINS) as api:
+        key = await prepared(api)
+        spent = (await api.get("/virtual-keys/k/spend"))["cost_nano_usd"]
+        late = {"scope": "virtual_key", "scope_id": key["id"], "window": "month", "limit_usd": "1"}
+        budget = await api.make("/budgets", late)
+        assert (await api.get(f"/budgets/{budget['id']}/spend"))["spent_nano_usd"] == spent
+        other = await api.make("/budgets", {**late, "scope": "end_user", "window": "day"})
+        assert (await api.get(f"/budgets/{other['id']}/spend?subject=ada"))["spent_nano_usd"] == 0
+
+
 async def test_rows_are_paged() -> None:
     async with running_api(plugins=PLUGINS) as api:
         await prepared(api)

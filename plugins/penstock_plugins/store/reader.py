@@ -18,6 +18,7 @@ from penstock_plugins.store.database import Database
 from penstock_plugins.store.ledger_tables import TOKENS, counters, debits, key_use, ledger
 from penstock_plugins.store.rollups import check_filters, usage
 from penstock_plugins.store.sweep import write_in_order
+from penstock_plugins.store.totals import last_sequence, seed_of_budget, spent_where
 from penstock_plugins.store.verification import discrepancies
 
 _PART = 500
@@ -147,6 +148,10 @@ def _spent(connection: Connection, names: Sequence[tuple[str, int]]) -> dict[tup
             counters.c.is_durable.is_(True), tuple_(counters.c.counter, counters.c.period).in_(part)
         )
         found.update({(row.counter, row.period): row.total for row in connection.execute(statement)})
+    for counter, period in set(names).difference(found):  # nothing was reserved of it yet: what it will begin with
+        where = seed_of_budget(connection, counter)
+        if where is not None:
+            found[counter, period] = spent_where(connection, where, period, last_sequence(connection))
     return found
 
 
