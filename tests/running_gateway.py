@@ -54,6 +54,8 @@ class RunningGateway:
     events: list[dict[str, Any]] = attrs.field(factory=list)
     """Lines of the log."""
     port: int = 0
+    clients: set[Client] = attrs.field(factory=set)
+    """Connections not closed yet."""
     _changed: anyio.Event = attrs.field(factory=anyio.Event)
     _is_over: bool = False
 
@@ -124,7 +126,9 @@ class RunningGateway:
         raw = RawClient()
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(lambda: raw, "127.0.0.1", self.port)
-        return Client(self, raw, transport.get_extra_info("sockname")[1])
+        client = Client(self, raw, transport.get_extra_info("sockname")[1])
+        self.clients.add(client)
+        return client
 
     async def client_of(self, pid: int) -> Client:
         """Return a connection to one worker."""
@@ -218,6 +222,8 @@ class Client:
         return reply
 
     def close(self) -> None:
+        """Close the connection."""
+        self.gateway.clients.discard(self)
         self.raw.close()
 
 
@@ -252,6 +258,8 @@ async def running(
             try:
                 yield gateway
             finally:
+                for client in [*gateway.clients]:
+                    client.close()
                 _kill_group(process.pid)
                 tasks.cancel_scope.cancel()
 
