@@ -13,8 +13,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from reference.api import management_page
 from reference.contract import hooks_page
 from reference.names import api_page, testing_page, tools_page
+from reference.permissions import permissions_page
 from reference.settings import configuration_page
 from reference.wire import cli_page, endpoints_page, errors_page
 
@@ -22,10 +24,12 @@ DOCS = Path(__file__).parent
 NOTE = "<!-- Written by `python docs/generate.py`; change the code and run it again. -->\n"
 Page = Callable[[], str]
 PAGES: dict[str, Page] = {
+    "api.md": management_page,
     "cli.md": cli_page,
     "configuration.md": configuration_page,
     "endpoints.md": endpoints_page,
     "errors.md": errors_page,
+    "permissions.md": permissions_page,
     "plugins/api.md": api_page,
     "plugins/hooks.md": hooks_page,
     "plugins/testing-api.md": testing_page,

@@ -31,6 +31,10 @@ from penstock.errors import STATUS_OF_CODE
 from penstock.hooks import ONCE, PER_EXCHANGE
 from penstock.structuring import structure
 from penstock.testing import FakeUpstream, Harness, check_plugin, http_reply, stream_reply
+from penstock_plugins.management.faults import STATUS_OF_CODE as MANAGEMENT_CODES
+from penstock_plugins.management.permissions import ACTIONS, ROLES
+from penstock_plugins.management.rest.routes import Route
+from penstock_plugins.management.rest.table import ROUTES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -130,6 +134,35 @@ def test_endpoint_is_documented(endpoint: penstock.Endpoint) -> None:
     assert f"| {methods} | `{endpoint.path}` | `{endpoint.dialect}` |" in text_of("endpoints.md")
 
 
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+def test_route_of_the_management_api_is_documented_with_its_permission(route: Route) -> None:
+    needed = {"public": "none", "any": "any token"}.get(route.permission, f"`{route.permission}`")
+    section = text_of("api.md").partition(f"\n## {route.tag}\n")[2].partition("\n## ")[0]
+    assert f"| {route.method} `{route.path}` | {needed} |" in section
+    for name in route.query:
+        assert f"`{name}`" in section
+
+
+def test_every_member_of_the_management_api_says_what_it_means() -> None:
+    rows = [line for line in text_of("api.md").splitlines() if line.startswith("| `")]
+    assert len(rows) > 200
+    assert [line for line in rows if line.endswith("|  |")] == []
+
+
+def test_every_code_of_the_management_api_is_documented() -> None:
+    table = text_of("api.md").partition("\n## Errors\n")[2].partition("\n## ")[0]
+    for code, status in MANAGEMENT_CODES.items():
+        assert re.search(rf"^\| {status} \| .*`{code}`", table, re.MULTILINE)
+
+
+def test_every_permission_and_role_is_documented() -> None:
+    page = text_of("permissions.md")
+    assert [resource for resource in ACTIONS if f"| `{resource}` |" not in page] == []
+    assert [role for role in ROLES if f"`{role}`" not in page] == []
+    actions = {action for found in ACTIONS.values() for action in found}
+    assert [action for action in actions if f"`{action}`" not in page] == []
+
+
 def commands(group: click.Group, path: str) -> Iterator[str]:
     context = click.Context(group)
     for name in group.list_commands(context):
@@ -184,6 +217,22 @@ def test_every_source_file_of_core_is_on_the_tour() -> None:
     named = {path.name for path in files if path.name in page}
     off_the_way = {"__init__.py", "ids.py", "log.py", "asgi.py", "fetch.py", "services.py", "reports.py", "errors.py"}
     assert {path.name for path in files} - named <= off_the_way
+
+
+@pytest.mark.parametrize(
+    "folder", ["core/penstock/governance", *(f"plugins/penstock_plugins/{name}" for name in ("store", "budgets"))]
+)
+def test_every_source_file_of_governance_is_on_the_tour(folder: str) -> None:
+    page = text_of("tour.md")
+    off_the_way = {"__init__.py", "bulk.py", "commands.py", "end_users.py"}
+    files = {path.name for path in (ROOT / folder).iterdir() if path.suffix == ".py"}
+    assert {name for name in files if f"`{name}`" not in page} <= off_the_way
+
+
+def test_every_package_of_plugins_is_on_the_tour() -> None:
+    page = text_of("tour.md")
+    packages = [path.parent.name for path in (ROOT / "plugins/penstock_plugins").glob("*/__init__.py")]
+    assert [name for name in packages if f"plugins/penstock_plugins/{name}/" not in page] == []
 
 
 def test_files_the_tour_names_exist() -> None:

@@ -41,7 +41,9 @@ A refusal that a retry cannot cure carries `x-should-retry: false`, which the of
 
 ## Codes
 
-"SDK class" is the exception of the OpenAI and Anthropic Python SDKs; one name where both use the same.
+"SDK class" is the exception of the OpenAI and Anthropic Python SDKs; one name where both use the same. Newer SDKs may
+raise a subclass of it, as Anthropic's does for 402: `PaymentRequiredError`. The management API has
+[errors of its own](api.md#errors).
 """
 _ERRORS_MIDDLE = """
 Plugins may refuse with [codes of their own](plugins/writing.md#refusing), and a status of their choice.

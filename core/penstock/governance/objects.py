@@ -28,7 +28,9 @@ class RoleGrant:
     """Give a role within a scope: ``org_…``, ``team_…`` or ``proj_…``."""
 
     role: RoleName
+    """What may be done."""
     scope_id: str
+    """Organization, team or project."""
 
 
 @attrs.frozen(kw_only=True)
@@ -45,6 +47,7 @@ class Team:
 
     slug: str
     organization_id: str
+    """Whose it is."""
     name: str = ""
 
 
@@ -54,6 +57,7 @@ class Project:
 
     slug: str
     team_id: str
+    """Whose it is."""
     name: str = ""
 
 
@@ -63,9 +67,12 @@ class User:
 
     slug: str
     organization_id: str
+    """Where they belong."""
     name: str = ""
     email: str | None = None
+    """For people to read; need not be unique."""
     roles: tuple[RoleGrant, ...] = ()
+    """What tokens of theirs may do that name neither role nor permissions."""
 
 
 @attrs.frozen(kw_only=True)
@@ -74,6 +81,7 @@ class ServiceAccount:
 
     slug: str
     project_id: str
+    """Where it belongs."""
     name: str = ""
 
 
@@ -83,8 +91,10 @@ class Group:
 
     slug: str
     organization_id: str
+    """Where it belongs."""
     name: str = ""
     member_ids: tuple[str, ...] = ()
+    """Users and service accounts."""
 
 
 @attrs.frozen(kw_only=True)
@@ -101,30 +111,49 @@ class Binding:
     """Be an upstream account."""
 
     name: str
+    """Unique in its scope."""
     type: str
+    """Provider type that an enabled plugin brings."""
     scope_id: str
     """Organization, team or project whose keys may use it."""
     credential: str | None = None
     """Sealed; never returned."""
     credential_last4: str | None = None
+    """Its last four characters; null for short ones."""
     base_url: str = ""
+    """Empty takes the type's own."""
     handle: str | None = None
+    """Lets clients ask for ``handle/model``; unique."""
     models: tuple[str, ...] = ()
+    """Models declared; empty leaves the choice to the name."""
     model_map: Mapping[str, str] = attrs.field(factory=dict)
+    """What a model is called upstream."""
     region: str | None = None
+    """For types that have regions."""
     api_version: str | None = None
+    """For types that have versions."""
     extra_headers: Mapping[str, str] = attrs.field(factory=dict)
+    """Added to every request."""
     rate_limits: RateLimits = RateLimits()
+    """Over all keys together; where one is reached the next candidate has its turn."""
     timeouts: BindingTimeouts = BindingTimeouts()
+    """Bounds of an attempt."""
     fallback_priority: int = 0
     """Keys that name no bindings try them in this order, lowest first."""
     propagate_trace: bool = False
+    """Send ``traceparent`` and ``tracestate`` upstream."""
     usage_frame: Literal["strip", "forward"] | None = None
+    """Whether the usage frame the gateway asks a chat stream for is taken out again; the key's wins."""
     proxy: str | None = None
+    """``http://…`` or ``socks5://…``."""
     http2: bool = False
+    """Speak HTTP/2 to an https:// address."""
     settings: Mapping[str, Any] = attrs.field(factory=dict)
+    """What the provider type alone understands."""
     enabled: bool = True
+    """Whether it is used."""
     external_id: str | None = None
+    """Your own id for it; unique."""
 
 
 @attrs.frozen(kw_only=True)
@@ -170,28 +199,47 @@ class VirtualKey:
     """Be a credential that clients present."""
 
     name: str
+    """Unique in its project."""
     project_id: str
+    """Where its spend belongs."""
     principal_id: str
+    """User or service account on whose behalf it calls."""
     env: Env = "live"
+    """Part of the secret, for people to see."""
     status: KeyStatus = "active"
+    """Anything but active is 403."""
     expires_at: str | None = None
     """RFC 3339, UTC."""
     provider_bindings: tuple[str, ...] = ()
     """Ids, the first is the primary; empty means every binding in sight of the project."""
     routing_policy_id: str | None = None
+    """Kept and checked; nothing acts on it yet."""
     fallback: Fallback | None = None
+    """Kept and checked; nothing acts on it yet."""
     model_aliases: Mapping[str, str] = attrs.field(factory=dict)
+    """What clients may ask for, and what they get."""
     models_allowed: tuple[str, ...] | None = None
+    """Globs over the resolved model, bare and ``type/model``; null allows all."""
     cache_mode: CacheMode | None = None
+    """Kept and checked; nothing acts on it yet."""
     usage_frame: Literal["strip", "forward"] | None = None
+    """Whether the usage frame the gateway asks a chat stream for is taken out again."""
     guardrails: tuple[GuardrailAttachment, ...] = ()
+    """Kept and checked; nothing acts on it yet."""
     policy_rules: PolicyRules = PolicyRules()
+    """Kept and checked; nothing acts on it yet."""
     rate_limits: RateLimits = RateLimits()
+    """Over all that is asked with it."""
     capture_level: Literal["none", "metadata", "full"] | None = None
+    """Kept and checked; nothing acts on it yet."""
     tags: tuple[str, ...] = ()
+    """Words to sum usage by, and for plugins to match."""
     metadata: Mapping[str, str] = attrs.field(factory=dict)
+    """At most 40 pairs, for plugins to match."""
     external_id: str | None = None
+    """Your own id for it; unique."""
     display_prefix: str = ""
+    """How logs name the secret."""
     hash: str = ""
     """Hex HMAC-SHA256 of the secret under the pepper; never returned."""
     previous_hash: str | None = None
@@ -207,21 +255,29 @@ class Budget:
     """Bound what a scope spends in a window."""
 
     scope: BudgetScope
+    """Whose spend it bounds."""
     scope_id: str
     """Id of the organization, team, project, key, principal or group; for ``end_user`` of a key or project."""
     window: Window
+    """How long its period is."""
     limit_nano_usd: int
+    """The same in nano-USD; give one of both."""
     on_breach: OnBreach = "block"
+    """Refuse with 402, or warn in a header."""
     name: str | None = None
+    """Unique, where there is one."""
     timezone: str = "UTC"
+    """IANA name of the zone whose calendar it follows."""
     cycle_anchor_at: str | None = None
     """RFC 3339; makes the window roll from there instead of following the calendar."""
     provider: str | None = None
     """Id of the only binding whose spend counts."""
     reserve: Reserve = "expected"
+    """What a request sets aside before it is asked of a provider."""
     period_reset_at: str | None = None
     """When it was last reset; a period starts no earlier."""
     external_id: str | None = None
+    """Your own id for it; unique."""
 
 
 @attrs.frozen(kw_only=True)
@@ -229,8 +285,11 @@ class PolicyEntry:
     """Be one way a routing policy may choose."""
 
     binding_id: str
+    """Whom to ask."""
     weight: int = 1
+    """Share among the others."""
     model_map: Mapping[str, str] = attrs.field(factory=dict)
+    """What a model is called there."""
 
 
 @attrs.frozen(kw_only=True)
@@ -240,10 +299,15 @@ class RoutingPolicy:
     name: str
     scope_id: str
     strategy: Literal["ordered", "weighted", "least_latency", "cost"] = "ordered"
+    """How entries are chosen among."""
     entries: tuple[PolicyEntry, ...] = ()
+    """Whom to choose among."""
     model_aliases: Mapping[str, str] = attrs.field(factory=dict)
+    """What clients may ask for, and what they get."""
     policy_rules: PolicyRules = PolicyRules()
+    """What requests may contain."""
     fallback: Fallback | None = None
+    """When the next is tried."""
     external_id: str | None = None
 
 
@@ -266,11 +330,13 @@ class CacheRule:
     name: str
     scope_id: str
     mode: CacheMode
+    """The cache mode it chooses."""
     ttl: int | None = None
     """Seconds, with mode ``force``."""
     priority: int = 0
     """The highest that matches wins."""
     match: CacheMatch = CacheMatch()
+    """Which requests it is for."""
     external_id: str | None = None
 
 
@@ -281,7 +347,9 @@ class Evaluator:
     name: str
     scope_id: str
     type: str
+    """Which check."""
     settings: Mapping[str, Any] = attrs.field(factory=dict)
+    """What the check understands."""
     external_id: str | None = None
 
 
@@ -292,11 +360,17 @@ class Guardrail:
     name: str
     scope_id: str
     evaluator_id: str
+    """What it runs."""
     directions: tuple[Literal["request", "response", "stream_chunk"], ...] = ("request",)
+    """When it runs."""
     settings: Mapping[str, Any] = attrs.field(factory=dict)
+    """Over the evaluator's."""
     fail_open: bool = False
+    """Let pass where the check fails."""
     timeout_ms: int | None = None
+    """How long a check may take."""
     sample_rate: float = 1.0
+    """Share of exchanges that are checked."""
     external_id: str | None = None
 
 
@@ -307,10 +381,13 @@ class Webhook:
     name: str
     scope_id: str
     url: str
+    """Where to."""
     events: tuple[str, ...] = ()
+    """What of."""
     secret: str | None = None
     """Sealed; signs what is sent."""
     enabled: bool = True
+    """Whether it is told."""
     external_id: str | None = None
 
 
@@ -319,17 +396,23 @@ class ApiToken:
     """Be a credential of the management plane."""
 
     name: str
+    """Unique in its scope."""
     scope_id: str
     """Organization, team or project; ``*`` is the whole installation."""
     permissions: tuple[str, ...] = ()
     """Such as ``virtualKeys:view``; with ``role`` both count."""
     role: RoleName | None = None
+    """What it may do; see permissions."""
     user_id: str | None = None
+    """Whose own keys ``own`` permissions are about; without role and permissions, whose roles it has."""
     expires_at: str | None = None
+    """RFC 3339; it is refused from then on."""
     display_prefix: str = ""
+    """How lists name the secret."""
     hash: str = ""
     """Hex HMAC-SHA256 under the pepper; never returned."""
     revoked: bool = False
+    """Whether it was ended for good."""
 
 
 @attrs.frozen(kw_only=True)
@@ -345,7 +428,9 @@ class PriceOverride:
     rates: Mapping[str, int | None]
     """Members of Rates, nano-USD per million tokens."""
     scope_id: str
+    """``*``: prices count for the whole installation."""
     external_id: str | None = None
+    """Your own id for it; unique."""
 
 
 @attrs.frozen

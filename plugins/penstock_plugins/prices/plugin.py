@@ -37,7 +37,7 @@ class PricesConfig:
     """The ``[plugins.prices]`` table."""
 
     unknown: Literal["zero_and_flag", "refuse", "estimate"] = "zero_and_flag"
-    """What becomes of a model without a price: it costs nothing and is marked, is refused where a budget applies, or
+    """What becomes of a model without a price: it costs nothing and is marked, is refused by the plugin budgets, or
     costs what ``estimate`` says."""
     estimate: EstimateConfig | None = None
     """Needed with ``unknown = "estimate"``."""
