@@ -10,8 +10,8 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -216,15 +216,28 @@ class Client:
 
     async def until(self, found: Callable[[Reply], bool], key: str, *, seconds: float = 2.0, **members: Any) -> Reply:
         """Ask again and again until an answer is as it should be. Raises TimeoutError."""
-        with anyio.fail_after(seconds):
-            while not found(reply := await self.ask(key, **members)):
-                await anyio.sleep(0.01)
-        return reply
+        replies: list[Reply] = []
+
+        async def is_found() -> bool:
+            replies[:] = [await self.ask(key, **members)]
+            return found(replies[0])
+
+        await until(is_found, seconds=seconds)
+        return replies[0]
 
     def close(self) -> None:
         """Close the connection."""
         self.gateway.clients.discard(self)
         self.raw.close()
+
+
+async def until(is_so: Callable[[], Awaitable[bool]], *, seconds: float) -> None:
+    """Ask other processes again and again until something is so. Raises TimeoutError."""
+    with anyio.fail_after(seconds):
+        while True:
+            if await is_so():
+                return
+            await anyio.sleep(0.01)
 
 
 def chat(**members: Any) -> dict[str, Any]:
@@ -240,7 +253,7 @@ def code_of(reply: Reply) -> str | None:
 
 @asynccontextmanager
 async def running(
-    home: Path, workers: int = 1, *, spans: str = "off", **environment: str
+    home: Path, workers: int = 1, *, spans: str = "off", environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[RunningGateway]:
     """Run a gateway on the store in ``home``; all its processes are gone when this is left."""
     file = home / "penstock.toml"
@@ -249,7 +262,7 @@ async def running(
         process = await anyio.open_process(
             [str(PENSTOCK), "serve", "-c", str(file)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**user(home), **environment}, cwd=home, start_new_session=True,
+            env={**user(home), **(environment or {})}, cwd=home, start_new_session=True,
         )  # fmt: skip
         await stack.enter_async_context(process)
         gateway = RunningGateway(home, process, workers)
@@ -266,10 +279,8 @@ async def running(
 
 def _kill_group(pid: int) -> None:
     """Kill what is left of a session."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 async def seed(client: Client, base_url: str, **members: Any) -> dict[str, Any]:

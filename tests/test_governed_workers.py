@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,18 @@ import anyio
 import attrs
 import pytest
 
-from penstock.testing import LAST_CHUNK, STREAM_HEAD, FakeUpstream, Pause, RecordedRequest, Reply, Step, chunk, http_reply
-from running_gateway import CHAT, COST, TOKEN, Client, RunningGateway, chat, code_of, running, seed
+from penstock.testing import (
+    LAST_CHUNK,
+    STREAM_HEAD,
+    FakeUpstream,
+    Pause,
+    RecordedRequest,
+    Reply,
+    Step,
+    chunk,
+    http_reply,
+)
+from running_gateway import CHAT, COST, TOKEN, Client, RunningGateway, chat, code_of, running, seed, until
 
 pytestmark = pytest.mark.anyio
 CLIENTS = 200
@@ -89,9 +99,11 @@ class Pair:
     async def settle_changes(self) -> None:
         """Return once the worker there knows of all that was changed here: it has seen a key made after it."""
         made = await self.here.make("/virtual-keys", {"name": f"mark {anyio.current_time()}"})
-        with anyio.fail_after(VISIBLE_SECONDS):
-            while (await self.there.request("GET", "/v1/models", key=made["secret"])).status == 401:
-                await anyio.sleep(0.01)
+
+        async def is_known() -> bool:
+            return (await self.there.request("GET", "/v1/models", key=made["secret"])).status != 401
+
+        await until(is_known, seconds=VISIBLE_SECONDS)
 
     async def spent(self, budget_id: str) -> int:
         """Return what a budget has spent, once nothing is under way."""
@@ -100,9 +112,12 @@ class Pair:
 
     async def settled(self, budget_id: str, expected: int) -> None:
         """Wait until a budget says it has spent just this."""
-        with anyio.move_on_after(VISIBLE_SECONDS):
-            while await self.spent(budget_id) != expected:
-                await anyio.sleep(0.02)
+
+        async def is_so() -> bool:
+            return await self.spent(budget_id) == expected
+
+        with suppress(TimeoutError):
+            await until(is_so, seconds=VISIBLE_SECONDS)
         assert await self.spent(budget_id) == expected
 
     async def flood(self, refusals: int = 0, **members: Any) -> list[Reply]:
