@@ -121,6 +121,8 @@ _ORDER = """
 - **Policies stand before routing.** A Response or a RequestError out of `pre_request` ends the chain, and routing
   answers `GET /v1/models` in its own `pre_request`: a plugin behind it does not see these requests there.
 - What rewrites requests stands before what judges them, so that a guard judges what is sent.
+- `store` stands first: others ask it as they start. `budgets` stands after routing, which says who may be asked;
+  `rate_limits` before it.
 - Who authenticates may stand anywhere: `authenticate` of all comes before `pre_request` of all.
 - `post_response` of every plugin runs for every exchange, refused ones included, so it may find nothing of what another
   hook of the same plugin would have left in `exchange.state`.

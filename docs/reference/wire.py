@@ -135,8 +135,14 @@ def endpoints_page() -> str:
 _CLI_HEAD = """
 # Command line
 
-Results go to standard output, messages to standard error. Exit status 0 is success, 2 a fault of configuration or
-usage (one line each), 130 an interruption. Plugins named in `penstock.toml` of the current folder may add commands.
+Results go to standard output, messages to standard error. Exit status 0 is success, 1 a refusal or failure, 2 a fault
+of configuration or usage (one line each), 130 an interruption. Plugins named in `penstock.toml` of the current folder
+may add commands.
+
+Commands about keys, budgets and all else in a store ask the [management API](api.md) of a running gateway, which they
+[find by themselves](operations.md#how-the-commands-find-a-gateway). `--format json` prints what the API answers. What
+cannot be undone is asked about on a terminal, and needs `--yes` elsewhere. Where an id is taken, so is a name or slug;
+one that several have is refused, and the ids are listed.
 """
 
 
