@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import sys
 import tomllib
 from pathlib import Path
@@ -44,6 +45,8 @@ from benchmarks.report import (
     paired,
     ratio,
 )
+
+from penstock import is_well_formed
 
 CORES = frozenset(os.sched_getaffinity(0))
 
@@ -89,9 +92,23 @@ def test_keys_have_the_documented_form(secret: str) -> None:
 
 def test_gateway_command_fills_in_a_command_of_ones_own(tmp_path: Path) -> None:
     own = GatewayCommand("serve-it --at {port} --to {upstream} 'a b'")
-    assert own.write(tmp_path, 1, 2) == ["serve-it", "--at", "1", "--to", "2", "a b"]
+    assert own.write(tmp_path, 1, 2).command == ["serve-it", "--at", "1", "--to", "2", "a b"]
     assert not own.can_choose_workers
-    assert GatewayCommand().write(tmp_path, 1, 2, workers=4)[-2:] == ["--workers", "4"]
+    assert GatewayCommand().write(tmp_path, 1, 2, workers=4).command[-2:] == ["--workers", "4"]
+
+
+def test_governed_gateway_has_budgets_limits_and_prices_on_its_key(tmp_path: Path) -> None:
+    served = GatewayCommand(is_governed=True).write(tmp_path, free_port(), free_port())
+    assert is_well_formed(served.secret.encode())
+    assert is_well_formed(served.alias_secret.encode())
+    config = tmp_path / "penstock.toml"
+    assert served.command[-2:] == ["--config", str(config)]
+    for name in ("store", "rate_limits", "prices", "budgets"):
+        assert f'"{name}"' in config.read_text()
+    with sqlite3.connect(tmp_path / "penstock.db") as database:
+        kinds = dict(database.execute("SELECT kind, count(*) FROM objects GROUP BY kind"))
+    database.close()
+    assert (kinds["budget"], kinds["virtual_key"], kinds["provider_binding"]) == (4, 2, 1)
 
 
 def test_nginx_is_configured_without_buffering(tmp_path: Path) -> None:

@@ -448,7 +448,7 @@ def test_readme_has_the_two_commands() -> None:
     first = "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/penstock demo"
     second = (
         "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt '.[dev]' ./contrib/penstock-echo"
-        " && .venv/bin/pytest"
+        " && .venv/bin/pytest -n auto"
     )
     assert f"```sh\n{first}\n```" in readme
     assert f"```sh\n{second}\n```" in readme
