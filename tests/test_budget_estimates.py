@@ -35,13 +35,39 @@ def output_of(body: dict[str, Any] | bytes, path: str = "/v1/chat/completions", 
     return Bounds(exchange_of(body, path), UNSEEN).cost(price, ASSUMED)
 
 
-@pytest.mark.parametrize("member", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
-def test_request_bounds_its_output_by_any_name(member: str) -> None:
-    assert output_of({"model": "m", member: 7}) == 7
+@pytest.mark.parametrize(
+    ("path", "members"),
+    [
+        ("/v1/chat/completions", {"max_tokens", "max_completion_tokens"}),
+        ("/v1/completions", {"max_tokens"}),
+        ("/v1/messages", {"max_tokens"}),
+        ("/v1/responses", {"max_output_tokens"}),
+        ("/v1/images/generations", set()),
+    ],
+)
+def test_request_bounds_its_output_by_the_names_of_its_dialect(path: str, members: set[str]) -> None:
+    for member in ("max_tokens", "max_completion_tokens", "max_output_tokens", "MAX_TOKENS", "maxTokens"):
+        assert output_of({"model": "m", member: 7}, path) == (7 if member in members else ASSUMED)
+        assert output_of(b'{"\\u006dodel":"m","%b":7}' % member.encode(), path) == (7 if member in members else ASSUMED)
 
 
-def test_largest_of_several_bounds_counts() -> None:
-    assert output_of({"max_tokens": 5, "max_completion_tokens": 50, "max_output_tokens": None}) == 50
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [
+        ({"max_tokens": 5, "max_completion_tokens": 50}, 50),
+        (b'{"max_tokens":50,"max_tokens":5}', 50),
+        (b'{"max_tokens":5,"Max_Tokens":50}', 50),
+        (b'{"max_tokens":5,"max\\u005ftokens":50}', 50),
+        (b'{"max_tokens":null,"max_tokens":5}', ASSUMED),
+        (b'{"max_tokens":-1,"max_tokens":5}', ASSUMED),
+        (b'{"max_tokens":"all","max_tokens":5}', 128 * ASSUMED),
+        (b'{"n":3,"n":1,"max_tokens":5}', 15),
+        (b'{"n":3,"n":null,"max_tokens":5}', 15),
+        (b'{"tools":[{"n":{"n":128,"max_tokens":9000}}],"max_tokens":5,"n":1}', 5),
+    ],
+)
+def test_largest_of_several_bounds_counts(body: dict[str, Any] | bytes, limit: int) -> None:
+    assert output_of(body) == limit
 
 
 def test_model_limit_counts_where_the_request_sets_none() -> None:

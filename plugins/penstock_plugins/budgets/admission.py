@@ -10,7 +10,16 @@ from collections.abc import Awaitable, Sequence
 import attrs
 
 from penstock import Candidate, Exchange, Principal, RequestError, Services, header_stem
-from penstock.governance import Claim, Counters, Debit, Exceeded, Price, PriceTable, Reservation
+from penstock.governance import (
+    Claim,
+    Counters,
+    Debit,
+    Exceeded,
+    Price,
+    PriceTable,
+    Reservation,
+    StoreUnavailableError,
+)
 from penstock_plugins.budgets.end_users import end_user_of
 from penstock_plugins.budgets.estimates import Averages, Bounds, input_cost, likely_input
 from penstock_plugins.budgets.refusals import budget_exceeded, end_user_required, warning, without_price
@@ -154,7 +163,7 @@ class Admitter:
         wanted: list[tuple[Applied, Claim]],
         pending: Awaitable[Reservation | Exceeded],
     ) -> None:
-        if self._take(exchange, admission, wanted, await pending):
+        if self._take(exchange, admission, wanted, await _answered(pending)):
             self._warn(exchange, admission)
             return
         again = self._reserve(exchange, admission, admission.applied)
@@ -273,6 +282,15 @@ class Admitter:
         if value is not None:
             others = [field for field in exchange.reply_fields if field[0] != self._header]
             exchange.reply_fields = [*others, (self._header, value)]
+
+
+async def _answered(pending: Awaitable[Reservation | Exceeded]) -> Reservation | Exceeded:
+    """Wait for an answer; without one the request is refused: a budget that cannot be kept lets nobody in."""
+    try:
+        return await pending
+    except StoreUnavailableError:
+        message = "What is left of a budget cannot be found out just now; try again shortly."
+        raise RequestError("overloaded", message, fields=((b"retry-after", b"1"),)) from None
 
 
 def _may_be_asked(exchange: Exchange, admission: Admission, binding_id: str) -> bool:

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import re
 
-import msgspec
+import attrs
 
-from penstock import Exchange, editable_body
+from penstock import Exchange, Usage, editable_body
 from penstock.governance import PER, Price
 from penstock.peek import is_multipart
+from penstock_plugins.budgets.outputs import read_output
 
 BYTES_PER_TOKEN = 4
 _MEDIA_TOKENS = 8_000
 """Input taken for likely where files lie in the body: their length says nothing about tokens."""
 _FRAMING_TOKENS = 1_024
 """What providers put around a request for the model, such as the instructions that explain tools to it."""
-_MAX_CHOICES = 128
-"""The most answers one request can ask for, taken where the number cannot be read."""
 _REMEMBERED = 50_000
 _WEIGHT = 8
 """Of how many exchanges an average is, roughly."""
@@ -36,27 +35,6 @@ _STANDS_FOR_MORE = re.compile(
     rb"[a-z_]*search[0-9a-z_]*|web_[0-9a-z_]*|code_[0-9a-z_]*|computer[0-9a-z_]*|image_generation|bash_[0-9]*|"
     rb'text_editor_[0-9]*|memory_[0-9]*)"|\\u00(?:[46][1-9a-fA-F]|[57][0-9aA]|5[fF])'
 ).search
-
-
-class _GeminiConfig(msgspec.Struct):
-    max_output_tokens: int | None = msgspec.field(default=None, name="maxOutputTokens")
-    candidate_count: int | None = msgspec.field(default=None, name="candidateCount")
-
-
-class _Asked(msgspec.Struct):
-    """The members that say how much may be put out, by all their names."""
-
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
-    n: int | None = None
-    best_of: int | None = None
-    prompt: msgspec.Raw = msgspec.Raw(b"")
-    generation_config: _GeminiConfig | None = msgspec.field(default=None, name="generationConfig")
-
-
-_read_asked = msgspec.json.Decoder(_Asked).decode
-_read_prompts = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class Averages:
@@ -119,38 +97,25 @@ class Bounds:
         elif is_multipart(request.headers.get(b"content-type")):
             self.choices, self._max_output = _form_choices(request.endpoint.operation), None
         else:
-            self.choices, self._max_output = _read_output(body)
+            self.choices, self._max_output = read_output(body, request.endpoint.operation)
 
     def cost(self, price: Price, assumed_output: int) -> int:
         """Return the most it can cost, nano-USD; ``assumed_output`` is for models whose limit is not known."""
+        return price.dearest(self.input, self.output(price, assumed_output))
+
+    def output(self, price: Price, assumed_output: int) -> int:
+        """Return the most tokens it can put out."""
         output = self._max_output
         if output is None:
             output = assumed_output if price.max_output_tokens is None else price.max_output_tokens
-        return price.dearest(self.input, output * self.choices)
+        return output * self.choices
+
+    def within(self, usage: Usage, price: Price, assumed_output: int) -> Usage:
+        """Return a usage that was guessed, cut down to what is possible."""
+        output = min(usage.output, self.output(price, assumed_output))
+        return attrs.evolve(usage, input=min(usage.input, self.input), output=output)
 
 
 def _form_choices(operation: str) -> int:
     """Return how many answers a form may ask for: transcriptions give one, images as many as a field says."""
     return 1 if operation == "transcriptions" else 10
-
-
-def _read_output(body: bytes) -> tuple[int, int | None]:
-    """Return the number of answers asked for and the most tokens of each, None where the request sets no bound."""
-    try:
-        asked = _read_asked(body)
-    except (ValueError, RecursionError):
-        return _MAX_CHOICES, None  # odd enough that the provider is likely to refuse it, and may not
-    gemini = asked.generation_config or _GeminiConfig()
-    given = (asked.max_tokens, asked.max_completion_tokens, asked.max_output_tokens, gemini.max_output_tokens)
-    limits = [limit for limit in given if limit is not None]
-    most = max(limits) if limits and min(limits) > 0 else None
-    choices = max(1, asked.n or 1, asked.best_of or 1, gemini.candidate_count or 1)
-    return choices * _prompts_in(bytes(asked.prompt)), most
-
-
-def _prompts_in(raw: bytes) -> int:
-    """Return how many completions a ``prompt`` asks for; a list of token ids is one prompt."""
-    if not raw.startswith(b"["):
-        return 1
-    prompts = _read_prompts(raw)
-    return 1 if not prompts or bytes(prompts[0])[:1].isdigit() else len(prompts)

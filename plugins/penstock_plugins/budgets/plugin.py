@@ -6,6 +6,7 @@ needs (``store``, ``prices``) may stand anywhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
@@ -31,6 +32,7 @@ from penstock_plugins.budgets.settlement import (
     cost_of,
     debits_of,
     entry_of,
+    goes_on,
     is_counted,
     last_made,
     outcome_of,
@@ -38,6 +40,8 @@ from penstock_plugins.budgets.settlement import (
 
 _ADMISSION: StateKey[Admission] = StateKey("budgets.admission")
 _AVERAGES = "budgets.averages"
+_COUNTS_TOKENS = re.compile(rb"/v1beta/(?:models|tunedModels)/[A-Za-z0-9._-]+:countTokens").fullmatch
+"""Nothing behind which a provider could read another method."""
 
 
 @attrs.frozen(kw_only=True)
@@ -202,6 +206,16 @@ class Budgets:
         if principal is None or not exchange.request.endpoint.has_model:
             return
         admission = exchange.state.get(_ADMISSION)
+        spent: dict[str, int] = {}
+        try:
+            spent = self._enter(exchange, principal, admission)
+        finally:  # whatever goes wrong, nothing stays reserved
+            for reservation in () if admission is None else admission.reservations:
+                claimed = {claim.counter for claim in reservation.claims}.intersection(spent)
+                self._counters.settle(reservation, {counter: spent.pop(counter) for counter in claimed})
+
+    def _enter(self, exchange: Exchange, principal: Principal, admission: Admission | None) -> dict[str, int]:
+        """Enter an exchange; returns what is charged to which counter."""
         cost = NOTHING
         debits: tuple[Debit, ...] = ()
         if admission is None:
@@ -211,11 +225,7 @@ class Budgets:
             if admission.is_charged:
                 cost, debits = self._cost(exchange, admission)
         self._ledger.settle(entry_of(exchange, principal, admission, cost, debits=debits, started_at_ns=started_at_ns))
-        if admission is not None and admission.reservations:
-            amounts = {debit.counter: cost.nano_usd for debit in debits}
-            for reservation in admission.reservations:
-                self._counters.settle(reservation, amounts)
-                amounts = {}
+        return {debit.counter: cost.nano_usd for debit in debits}
 
     def _cost(self, exchange: Exchange, admission: Admission) -> tuple[Cost, tuple[Debit, ...]]:
         """Return what the exchange cost and which counters it is charged to."""
@@ -226,7 +236,14 @@ class Budgets:
         if admission.likely_tokens < 0:
             admission.likely_tokens = likely_input(exchange)
         price = admission.price_of(candidate, self._admitter.table)
-        cost = cost_of(exchange, price, admission.likely_tokens)
+        usage = exchange.usage
+        if usage is not None and usage.source != "provider" and admission.bounds is not None and price is not None:
+            usage = admission.bounds.within(usage, price, self.config.max_output_tokens)
+        cost = cost_of(exchange, usage, price, admission.likely_tokens)
+        if price is not None and goes_on(exchange):
+            reserved = max([held.amount for held in admission.held], default=0)
+            most = max(cost.nano_usd, reserved, self._admitter.likely(exchange, admission, candidate))
+            cost = attrs.evolve(cost, nano_usd=most, source="estimated")
         if admission.stand_ins and price in admission.stand_ins and cost.source == "priced":
             cost = attrs.evolve(cost, source="estimated")
         if cost.nano_usd and outcome_of(exchange) == "success":
@@ -240,7 +257,7 @@ def _is_charged(request: Request) -> bool:
     """Tell whether an operation costs anything: counting tokens and looking around does not."""
     endpoint = request.endpoint
     if endpoint.family == "gemini":
-        return request.method == b"POST" and not request.path.endswith(b":countTokens")
+        return request.method == b"POST" and _COUNTS_TOKENS(request.path) is None
     return endpoint.operation != "count_tokens"
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import attrs
 
-from penstock import Attempt, Exchange, Principal, RequestError, Usage
-from penstock.governance import CostSource, Debit, LedgerEntry, Outcome, Price
+from penstock import Attempt, Exchange, Principal, RequestError, Usage, editable_body
+from penstock.governance import NANO_PER_USD, CostSource, Debit, LedgerEntry, Outcome, Price
 from penstock_plugins.budgets.admission import Admission
 
 _PROVIDERS_FAULT = frozenset({"provider_error", "upstream_timeout", "circuit_open"})
+_IN_BACKGROUND = re.compile(rb'"background"[ \t\r\n]*:[ \t\r\n]*true').search
 _UNCOUNTED = "guardrail_blocked"
 """What was blocked has cost the operator something, and is no use of anybody's budget."""
 
@@ -26,14 +28,15 @@ class Cost:
 
 
 NOTHING = Cost(0, "none", None)
+_MOST = 10_000_000 * NANO_PER_USD
+"""No exchange costs more: what is beyond is a fault, and memory must agree with the ledger, which enters no more."""
 
 
-def cost_of(exchange: Exchange, price: Price | None, likely_tokens: int) -> Cost:
+def cost_of(exchange: Exchange, usage: Usage | None, price: Price | None, likely_tokens: int) -> Cost:
     """Return the cost of an exchange that was asked of a provider, at a price; None is a model without one.
 
     ``likely_tokens``: input taken for used where the client left before anything could be counted.
     """
-    usage = exchange.usage
     if usage is None and _was_left_unanswered(exchange):
         usage = Usage(input=likely_tokens, source="estimated")
     if usage is None:
@@ -42,11 +45,22 @@ def cost_of(exchange: Exchange, price: Price | None, likely_tokens: int) -> Cost
         # An answer that nothing can be counted of: by the request, or visibly without a price.
         if price is None or not price.rates.request:
             return Cost(0, "unpriced", None, None if price is None else price.version)
-        return Cost(price.rates.request, "priced", None, price.version)
+        return Cost(min(price.rates.request, _MOST), "priced", None, price.version)
     if price is None:
         return Cost(0, "unpriced", usage)
     source: CostSource = "priced" if usage.source == "provider" else "estimated"
-    return Cost(price.cost(usage), source, usage, price.version)
+    return Cost(min(price.cost(usage), _MOST), source, usage, price.version)
+
+
+def goes_on(exchange: Exchange) -> bool:
+    """Tell whether a provider may work on after its answer: what it will have used is in no answer to this request."""
+    request = exchange.request
+    if request.endpoint.operation != "responses" or (exchange.status is None and not _was_left_unanswered(exchange)):
+        return False
+    usage = exchange.usage
+    if (usage is not None and usage.source == "provider") or (exchange.status or 200) >= 400:
+        return False
+    return _IN_BACKGROUND(editable_body(request)) is not None
 
 
 def _was_left_unanswered(exchange: Exchange) -> bool:

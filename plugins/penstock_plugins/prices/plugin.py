@@ -17,6 +17,8 @@ from penstock_plugins.prices.table import DatedPrice, PublishedPrices, shipped
 
 MAX_REMEMBERED = 4096
 """How many models' prices are kept at hand; clients can ask for any number of names."""
+RETRY_SECONDS = 0.5
+"""How soon overrides that could not be read are read again."""
 _log = logging.getLogger("penstock.prices")
 
 
@@ -148,7 +150,9 @@ class Prices:
             try:
                 self._table.put_overrides(await store.read(_overrides_in))
             except StoreUnavailableError as error:  # the prices known so far stay
-                _log.error("price overrides could not be read: %s", error)
+                _log.error("price overrides could not be read, and will be: %s", error)
+                changes.note()
+                await anyio.sleep(RETRY_SECONDS)
 
 
 class _Changes:

@@ -1,0 +1,166 @@
+"""Ways by which money could get lost, be spent twice, or be spent without being counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from governed_gateway import ANSWERED, BODY, CHAT, RATES, TOKEN, always, answer, governed
+from penstock import BindingDirectory, Candidate, Exchange, hookimpl
+from penstock.governance import StoreUnavailableError
+from penstock.testing import FakeUpstream, http_reply, stream_reply
+from penstock_plugins.store.counters import MemoryCounters
+
+pytestmark = pytest.mark.anyio
+OUTPUT_ONLY: dict[str, int | None] = {"input": 0, "output": TOKEN * 1_000_000}
+
+
+@attrs.define(eq=False)
+class SecondFirst:
+    """Ask the last binding of its kind after the chain's first, past routing."""
+
+    services: Any
+
+    @hookimpl(tryfirst=True)
+    def select_provider(self, exchange: Exchange) -> Candidate | None:
+        name = exchange.request.headers.get(b"x-binding")
+        if exchange.attempts or name is None:
+            return None
+        binding = self.services.get(BindingDirectory).find_binding(name.decode())
+        return Candidate(binding, self.services.provider_of(binding), "another")
+
+
+async def test_budget_of_a_late_candidate_counts_what_it_cost(tmp_path: Path) -> None:
+    upstreams = [FakeUpstream([answer], repeat=True), FakeUpstream([answer], repeat=True)]
+    async with governed(tmp_path, upstreams, plugins=[("chooser", SecondFirst)]) as gateway:
+        secondary = gateway.bindings[2]
+        await gateway.change("virtual_key", gateway.key_id, provider_bindings=[gateway.bindings[0]])
+        whole = await gateway.budget(1_000 * ANSWERED)
+        its_own = await gateway.budget(2 * ANSWERED, "project", provider=secondary, reserve="none")
+        elsewhere = {"X-Binding": secondary}
+        replies = [await gateway.ask(headers=elsewhere) for _ in range(3)]
+        assert [reply.header("X-Penstock-Fallback-Count") for reply in replies] == ["0", "0", "1"]
+        assert await gateway.total(its_own) == 2 * ANSWERED
+        assert await gateway.total(whole) == 3 * ANSWERED
+
+
+async def test_store_that_cannot_say_what_is_left_is_503(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = FakeUpstream([answer], repeat=True)
+    async with governed(tmp_path, upstream) as gateway:
+        budget_id = await gateway.budget(ANSWERED, reserve="none")
+
+        async def unavailable(*_: Any) -> Any:
+            raise StoreUnavailableError("the disk is gone")
+
+        with monkeypatch.context() as store:
+            store.setattr(MemoryCounters, "_asked", unavailable)
+            reply = await gateway.ask()
+        assert (reply.status, reply.header("X-Penstock-Error")) == (503, "overloaded")
+        assert reply.header("Retry-After") == "1"
+        assert upstream.requests == []
+        assert [(await gateway.ask()).status for _ in range(2)] == [200, 402]
+        assert await gateway.total(budget_id) == ANSWERED
+
+
+async def test_bound_the_provider_does_not_know_bounds_nothing(tmp_path: Path) -> None:
+    async with governed(tmp_path, rates=OUTPUT_ONLY) as gateway:
+        await gateway.budget(100 * TOKEN, reserve="max")
+        assert (await gateway.ask({**BODY, "max_output_tokens": 1})).status == 402
+        assert (await gateway.ask({**BODY, "max_tokens": 1})).status == 200
+
+
+@pytest.mark.parametrize(
+    "members",
+    [b'"max_tokens":100000,"max_tokens":1', b'"MAX_TOKENS":100000,"max_tokens":1', b'"n":128,"max_tokens":2,"n":1'],
+)
+async def test_bound_given_twice_counts_by_its_largest(tmp_path: Path, members: bytes) -> None:
+    async with governed(tmp_path, rates=OUTPUT_ONLY) as gateway:
+        await gateway.budget(100 * TOKEN, reserve="max")
+        assert (await gateway.ask(b'{"model":"gpt-4o-mini","messages":[],%b}' % members)).status == 402
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_estimate_is_never_over_what_was_possible(tmp_path: Path, is_stream: bool) -> None:
+    text = "word " * 400
+    if is_stream:
+        event = b'data: {"choices":[{"delta":{"content":%b}}]}\n\n' % json.dumps(text).encode()
+        upstream = always(*stream_reply(event, b"data: [DONE]\n\n"))
+    else:
+        upstream = always(http_reply(json.dumps({"choices": [{"message": {"content": text}}]}).encode()))
+    async with governed(tmp_path, upstream, rates=OUTPUT_ONLY) as gateway:
+        budget_id = await gateway.budget(10 * TOKEN, reserve="max")
+        assert (await gateway.ask({**BODY, "max_tokens": 10, "stream": is_stream})).status == 200
+        (row,) = await gateway.rows()
+        assert (row.cost_nano_usd, row.cost_source) == (10 * TOKEN, "estimated")
+        assert await gateway.total(budget_id) == 10 * TOKEN
+
+
+async def test_background_response_is_charged_what_was_reserved(tmp_path: Path) -> None:
+    queued = http_reply(b'{"id":"resp_1","object":"response","status":"queued","output":[],"usage":null}')
+    async with governed(tmp_path, always(queued), rates=OUTPUT_ONLY) as gateway:
+        budget_id = await gateway.budget(100 * TOKEN, reserve="max")
+        body = {"model": "gpt-4o-mini", "input": "Hi", "background": True, "max_output_tokens": 60}
+        assert [(await gateway.ask(body, "/v1/responses")).status for _ in range(2)] == [200, 402]
+        first, _ = await gateway.rows()
+        assert (first.cost_nano_usd, first.cost_source) == (60 * TOKEN, "estimated")
+        assert await gateway.total(budget_id) == 60 * TOKEN
+
+
+async def test_absurd_usage_is_the_same_in_memory_and_ledger(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 10**12, "completion_tokens": 10**12}
+    rates: dict[str, int | None] = {"input": 10**12, "output": 10**12}
+    absurd = http_reply(json.dumps({"id": "x", "choices": [], "usage": usage}).encode())
+    async with governed(tmp_path, always(absurd), rates=rates) as gateway:
+        budget_id = await gateway.budget(10**15, reserve="none")
+        assert [(await gateway.ask()).status for _ in range(2)] == [200, 402]
+        assert await gateway.total(budget_id) == 10**16
+        assert await gateway.discrepancies() == []
+
+
+async def test_negative_usage_gives_nothing_back(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": -5, "completion_tokens": -1_000, "prompt_tokens_details": {"cached_tokens": -9}}
+    negative = http_reply(json.dumps({"id": "x", "choices": [], "usage": usage}).encode())
+    async with governed(tmp_path, always(negative)) as gateway:
+        budget_id = await gateway.budget(1_000 * ANSWERED)
+        assert (await gateway.ask()).status == 200
+        assert await gateway.total(budget_id) >= 0
+
+
+async def test_settlement_that_fails_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with governed(tmp_path, rates=RATES) as gateway:
+        await gateway.budget(1_000_000 * ANSWERED, reserve="max")
+        await gateway.ask({**BODY, "max_tokens": 5})
+
+        def broken(*_: Any, **__: Any) -> Any:
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as plugin:
+            plugin.setattr("penstock_plugins.budgets.plugin.entry_of", broken)
+            for _ in range(5):
+                assert (await gateway.ask({**BODY, "max_tokens": 5})).status == 200
+        assert all(not account.reserved for account in gateway.counters.accounts.values())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+async def test_price_override_counts_after_the_store_failed_to_say_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    async with governed(tmp_path) as gateway:
+        left = [failures]
+        read = type(gateway.store).read
+
+        async def failing(store: Any, work: Any) -> Any:
+            if work.__name__ == "_overrides_in" and left[0]:
+                left[0] -= 1
+                raise StoreUnavailableError("busy")
+            return await read(store, work)
+
+        monkeypatch.setattr(type(gateway.store), "read", failing)
+        await gateway.price("openai_compatible", "gpt-4o-*", {"input": 0, "output": 0})
+        assert left == [0]
+        assert (await gateway.ask(BODY, CHAT)).status == 200
+        assert [row.cost_nano_usd for row in await gateway.rows()] == [0]
