@@ -23,14 +23,14 @@ class Commands(click.Group):
     """Find commands here, in entry points, and among the plugins that the configuration enables."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        offered = {point.name for point in importlib.metadata.entry_points(group=COMMAND_GROUP)}
-        return sorted({*super().list_commands(ctx), *offered})
+        return sorted({*super().list_commands(ctx), *_offered(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = super().get_command(ctx, cmd_name)
         if command is not None:
             return command
-        for point in importlib.metadata.entry_points(group=COMMAND_GROUP, name=cmd_name):
+        point = _offered(ctx).get(cmd_name)
+        if point is not None:
             return _load_command(point)
         return self._from_enabled_plugins(ctx, cmd_name)
 
@@ -51,6 +51,16 @@ class Commands(click.Group):
         added = click.Group()
         collect(manager, "register_commands", cli=added)
         return added.get_command(ctx, cmd_name)
+
+
+def _offered(ctx: click.Context) -> dict[str, importlib.metadata.EntryPoint]:
+    """Return the commands of installed distributions; finding them reads a file of each, so it is done once a run."""
+    found: dict[str, importlib.metadata.EntryPoint] | None = ctx.meta.get(COMMAND_GROUP)
+    if found is None:
+        found = ctx.meta[COMMAND_GROUP] = {}
+        for point in importlib.metadata.entry_points(group=COMMAND_GROUP):
+            found.setdefault(point.name, point)
+    return found
 
 
 def _load_command(point: importlib.metadata.EntryPoint) -> click.Command:

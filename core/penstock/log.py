@@ -6,9 +6,11 @@ start and a fifth of the idle memory, and a JSON line needs neither.
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
@@ -97,3 +99,34 @@ class Log:
             self.stream.flush()
         except (OSError, ValueError):  # a reader that is gone, a full disk, a closed stream: traffic goes on
             self.lost += 1
+
+
+class LibraryRecords(logging.Handler):
+    """Write what plugins and libraries say through ``logging`` as messages of the gateway, warnings and worse."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
+        try:
+            event = record.getMessage()
+        except Exception:  # noqa: BLE001 - somebody else's format and values
+            event = str(record.msg)
+        fields: dict[str, Any] = {"logger": record.name}
+        error = None if record.exc_info is None else record.exc_info[1]
+        if error is not None:
+            fields["traceback"] = traceback_of(error)
+        write(event, **fields)
+
+
+@contextmanager
+def taking_library_records(log: Log) -> Iterator[None]:
+    """Have ``logging`` end in ``log`` meanwhile."""
+    records, root = LibraryRecords(log), logging.getLogger()
+    root.addHandler(records)
+    try:
+        yield
+    finally:
+        root.removeHandler(records)

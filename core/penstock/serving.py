@@ -17,7 +17,7 @@ from penstock.config import Configuration
 from penstock.errors import ConfigurationError
 from penstock.gateway import Gateway
 from penstock.governance import LocalAdmin
-from penstock.log import Log, message_of, traceback_of
+from penstock.log import Log, message_of, taking_library_records, traceback_of
 from penstock.logs import LogSink
 from penstock.runtime_file import RuntimeFile, local_url
 from penstock.telemetry import Sink, Telemetry
@@ -45,7 +45,8 @@ def _serve_one(
     log = Log(gateway_config.log)
     gateway = Gateway(configuration, Telemetry(_sinks(configuration, log), log))
     options = {"use_uvloop": _wants_uvloop(gateway_config.loop)}
-    anyio.run(_run, gateway, read, announce, lifeline, backend_options=options)
+    with taking_library_records(log):
+        anyio.run(_run, gateway, read, announce, lifeline, backend_options=options)
     return 0
 
 

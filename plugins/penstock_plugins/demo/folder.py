@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shlex
 import tempfile
@@ -92,21 +93,33 @@ def prepare(folder: Path, *, is_kept: bool) -> Demo:
     """Make what the folder lacks, and use what it has. Raises ConfigurationError."""
     file, key_file = folder / CONFIG_FILE, folder / KEY_FILE
     try:
-        if not file.exists():
-            _make(file, key_file)
-        document = _read_document(file)
-        has_store = "store" in _plugins(document)
-        if has_store and not key_file.exists():
-            write_private(key_file, new_key() + "\n")
-        virtual_key = key_file.read_text(encoding="ascii").strip()
-        if not has_store:
-            _bind_by_environment(file, document)
+        with _alone(folder):
+            if not file.exists():
+                _make(file, key_file)
+            document = _read_document(file)
+            has_store = "store" in _plugins(document)
+            if has_store and not key_file.exists():
+                write_private(key_file, new_key() + "\n")
+            virtual_key = key_file.read_text(encoding="ascii").strip()
+            if not has_store:
+                _bind_by_environment(file, document)
     except (OSError, UnicodeDecodeError) as error:
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else "the key is not text"
         raise ConfigurationError(f"--folder {folder}: its files cannot be used: {reason}") from None
     if not is_well_formed(virtual_key.encode()):
         raise ConfigurationError(f"{key_file}: holds no virtual key; remove the folder's files to start anew")
     return Demo(file, virtual_key, is_kept, has_store)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one demo after the other see what a folder lacks, so that two that start at once have one key."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _make(file: Path, key_file: Path) -> None:
@@ -126,7 +139,7 @@ def _bind_by_environment(file: Path, document: Mapping[str, Any]) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read, from its first byte on."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "w", encoding="utf-8") as stream:
         os.fchmod(descriptor, 0o600)
         stream.write(text)

@@ -11,11 +11,14 @@ from penstock.governance import KINDS, StoredObject
 from penstock.governance.objects import Binding
 from penstock_plugins.management.calls import Call, Means
 from penstock_plugins.management.documents import shown, structure, suggest
-from penstock_plugins.management.faults import bad_field
+from penstock_plugins.management.faults import RefusedError, bad_field
 from penstock_plugins.management.resources import CONTAINERS, Draft, Resource
 from penstock_plugins.management.rules import check_positive, check_unique
 
 _handle = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}").fullmatch
+_CREDENTIAL_HEADERS = frozenset(
+    ("authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie")
+)
 _DRAFT_ID = "gpc_draft"
 """Under which a provider checks what is not stored yet: what it keeps for bindings in use stays as it is."""
 
@@ -37,10 +40,17 @@ def _check(call: Call, draft: Draft) -> None:
     check_url("base_url", binding.base_url)
     if binding.proxy is not None:
         _check_proxy(binding.proxy)
+    for name in binding.extra_headers:
+        if name.lower().replace("_", "-") in _CREDENTIAL_HEADERS:
+            raise bad_field(
+                "extra_headers", f"{name} is for credentials, and whoever may look sees it; give credential"
+            )
     check_unique("models", binding.models)
     for name in ("connect", "first_byte", "idle"):
         check_positive(f"timeouts.{name}", getattr(binding.timeouts, name))
     credential = _credential(call, draft)
+    if "credential" not in draft.extras and credential is not None:
+        _check_led(call, draft)
     try:
         made = make_binding(_DRAFT_ID, draft.document, None if credential is None else Secret(credential))
         call.means.services.provider_of(made).check(made)
@@ -55,7 +65,10 @@ def _credential(call: Call, draft: Draft) -> str | None:
     binding: Binding = draft.document
     place = sealing_place("provider_binding", draft.id)
     if "credential" not in draft.extras:
-        return None if binding.credential is None else call.means.vault.open(binding.credential, context=place)
+        try:
+            return None if binding.credential is None else call.means.vault.open(binding.credential, context=place)
+        except ValueError as error:
+            raise RefusedError("conflict", f"credential: {error}; give it anew") from None
     given = draft.extras["credential"]
     if given is None:
         draft.set(credential=None, credential_last4=None)
@@ -67,6 +80,13 @@ def _credential(call: Call, draft: Draft) -> str | None:
     last4 = given[-4:] if len(given) >= 8 else None
     draft.set(credential=call.means.vault.seal(given, context=place), credential_last4=last4)
     return given
+
+
+def _check_led(call: Call, draft: Draft) -> None:
+    """Raise RefusedError where a stored credential would be sent elsewhere by one who could not call with it."""
+    before = {} if draft.before is None else draft.before.document
+    if any((before.get(name) or "") != (getattr(draft.document, name) or "") for name in ("base_url", "proxy")):
+        call.actor.require("gatewayProviders:manage", draft.scope)
 
 
 def check_url(where: str, url: str) -> None:

@@ -70,8 +70,10 @@ def show_money(view: dict[str, Any]) -> dict[str, Any]:
 
 def _resolve_placement(call: Call, resource: Resource, members: dict[str, Any]) -> None:
     placed = {name: kinds for name, kinds in resource.references.items() if name in PLACEMENT and kinds}
-    if members.get("scope_id") == EVERYWHERE:
-        placed.pop("scope_id", None)
+    if members.get("scope_id") == EVERYWHERE and "scope_id" in placed:
+        if resource.kind.name != "api_token":
+            raise bad_field("scope_id", f"must be an {', '.join(CONTAINERS[:-1])} or {CONTAINERS[-1]}")
+        del placed["scope_id"]
     resolve(call, placed, members)
 
 

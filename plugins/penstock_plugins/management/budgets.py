@@ -112,8 +112,26 @@ def reset(
     """Let the current period start now; what was spent before stays in the ledger."""
     refuse_unknown(body, ())
     stored = objects.to_change(call, BUDGETS, name, "update", version)
-    document = attrs.evolve(structure(stored.document, Budget), period_reset_at=write_time(call.now_ms))
+    document: Budget = structure(stored.document, Budget)
+    document = attrs.evolve(document, period_reset_at=write_time(_reset_ms(call, stored.id, document)))
     return objects.save(call, Draft(BUDGETS, stored.id, stored, document, reach_of(stored), {}), "update"), {}
+
+
+def _reset_ms(call: Call, budget_id: str, budget: Budget) -> int:
+    """Return when a period begins anew, milliseconds: periods start with whole seconds, so no two in one.
+
+    Raises RefusedError where the second after the last reset's has been given away too.
+    """
+    if budget.period_reset_at is None:
+        return call.now_ms
+    before_ms = round(read_time(budget.period_reset_at) * 1000)
+    if -(-call.now_ms // 1000) > -(-before_ms // 1000):
+        return call.now_ms
+    if before_ms > call.now_ms + 2000:
+        return call.now_ms  # the clock has gone back
+    if before_ms > call.now_ms:
+        raise RefusedError("conflict", f"budget {budget_id} has been reset twice just now; try again in a second.")
+    return -(-before_ms // 1000) * 1000 + 1
 
 
 @attrs.frozen

@@ -10,10 +10,10 @@ from typing import Any
 
 import attrs
 
-from penstock.governance import StoredObject
+from penstock.governance import Scope, StoredObject
 from penstock_plugins.management import bodies, objects
 from penstock_plugins.management.calls import Call
-from penstock_plugins.management.catalogue import RESOURCES
+from penstock_plugins.management.catalogue import PRICE_OVERRIDES, RESOURCES
 from penstock_plugins.management.documents import refuse_unknown, shown
 from penstock_plugins.management.faults import RefusedError, bad_field
 from penstock_plugins.management.permissions import EVERYWHERE
@@ -26,6 +26,10 @@ _LISTED = tuple(resource for resource in RESOURCES if resource.kind.name != "api
 SECTIONS = {resource.path.replace("-", "_").replace("prices/overrides", "price_overrides"): resource
             for resource in _LISTED}  # fmt: skip
 """Name of each list in a document → its resource, in the order they are applied."""
+
+
+_INSTALLATION = (PRICE_OVERRIDES,)
+"""What counts for every organization, in whichever it is kept."""
 
 
 class RehearsedError(Exception):
@@ -149,13 +153,14 @@ def _by_name(call: Call, resource: Resource, members: Mapping[str, Any]) -> Stor
 def export(call: Call) -> dict[str, Any]:
     """Return everything the actor may view as a document ``apply`` takes; no secrets are in it."""
     document: dict[str, Any] = {"version": VERSION}
-    with_keys = {
-        stored.document["budget_id"] for stored in call.tx.list("virtual_key") if stored.document.get("budget_id")
-    }
+    home = call.actor.home
+    scope = None if home is None else Scope(home.organization_id)
+    keys = call.tx.list("virtual_key", scope=scope)
+    with_keys = {stored.document["budget_id"] for stored in keys if stored.document.get("budget_id")}
     for section, resource in SECTIONS.items():
         found = [
             stored
-            for stored in call.tx.list(resource.kind.name)
+            for stored in call.tx.list(resource.kind.name, scope=None if resource in _INSTALLATION else scope)
             if call.actor.views(resource.grants, reach_of(stored), owner_of(stored.kind, stored.document))
             and stored.id not in with_keys
         ]

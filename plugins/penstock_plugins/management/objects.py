@@ -137,8 +137,8 @@ def create(call: Call, resource: Resource, body: Mapping[str, Any]) -> tuple[Sto
     bodies.fill_placement(call, resource, members)
     object_id = new_id(resource.kind.prefix)
     for name, fill in resource.fills.items():
-        if name not in members:
-            members[name] = fill(call, members)
+        if name not in members and (found := fill(call, members)) is not None:
+            members[name] = found
     scope = bodies.scope_in(call, resource, object_id, members)
     require_create(call, resource, scope, members)
     bodies.read_references(call, resource, members, scope)

@@ -102,6 +102,8 @@ class Actor:
     home: Scope | None
     """Where things go that name no place; None is the whole installation."""
     grants: tuple[Grant, ...]
+    expires_at: str | None = None
+    """When the token ends, RFC 3339."""
 
     def may(self, permission: str, scope: Scope | None, owner: str | None = None) -> bool:
         """Say whether the actor holds a permission at a scope; ``owner``: whose key it is about."""

@@ -26,8 +26,8 @@ class Draft:
     document: Any
     scope: Scope | None
     """None is the whole installation."""
-    extras: dict[str, Any]
-    """Members of the body that are no members of the document."""
+    extras: dict[str, Any] = attrs.field(repr=False)
+    """Members of the body that are no members of the document, credentials among them."""
     once: dict[str, Any] = attrs.field(factory=dict, repr=False)
     """What this answer alone shows: secrets just made."""
 

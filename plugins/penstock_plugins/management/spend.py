@@ -35,6 +35,11 @@ WHERE = ("organization_id", "team_id", "project_id", "virtual_key_id", "principa
 GROUPS = ("key", "principal", "end_user", "model", "provider", "project", "team", "tag")
 BUCKETS = ("hour", "day", "month")
 DEFAULT_DAYS = 30
+MAX_BUCKETS = {"hour": 366 * 24, "day": 10 * 366, "month": 100 * 12}
+"""About how many a question may ask for."""
+_SECONDS = {"hour": 3600, "day": 86_400, "month": 28 * 86_400}
+_LAST_NS = 2**62
+"""In the year 2116."""
 _VIEW = "gatewayUsage:view"
 _KINDS: dict[str, tuple[str, ...]] = {
     "organization_id": ("organization",),
@@ -61,7 +66,9 @@ def visible_where(call: Call, query: Mapping[str, str]) -> dict[str, str]:
         elif name == "virtual_key_id" and covers(scope, stored.scope):
             scope = stored.scope
     if scope is not None:
-        where.update({name: value for name, value in attrs.asdict(scope).items() if value is not None})
+        for name, value in attrs.asdict(scope).items():
+            if value is not None and where.setdefault(name, value) != value:
+                raise bad_field(name, f"does not go with the others: what they name is in {value}")
     if not call.actor.may(_VIEW, scope):
         if not call.actor.may(_VIEW, scope, call.actor.user_id):
             raise missing(_VIEW, scope)
@@ -72,14 +79,20 @@ def visible_where(call: Call, query: Mapping[str, str]) -> dict[str, str]:
 
 def interval(call: Call, query: Mapping[str, str]) -> tuple[int, int]:
     """Return ``since`` and ``until`` in nanoseconds; without them the last 30 days. Raises RefusedError."""
-    until = _moment(query, "until", call.now_ms / 1000 + 1)
-    since = _moment(query, "since", until - timedelta(days=DEFAULT_DAYS).total_seconds())
+    until = moment(query, "until", call.now_ms / 1000 + 1)
+    since = moment(query, "since", until - timedelta(days=DEFAULT_DAYS).total_seconds())
     if since >= until:
         raise bad_field("since", "must be before until")
-    return round(since * 1000) * 1_000_000, round(until * 1000) * 1_000_000
+    return _nanoseconds(since), _nanoseconds(until)
 
 
-def _moment(query: Mapping[str, str], name: str, otherwise: float) -> float:
+def _nanoseconds(seconds: float) -> int:
+    """Return a time in nanoseconds, within what the ledger can hold."""
+    return max(0, min(round(seconds * 1000) * 1_000_000, _LAST_NS))
+
+
+def moment(query: Mapping[str, str], name: str, otherwise: float) -> float:
+    """Return a time that a query gives, in seconds since the epoch. Raises RefusedError."""
     if name not in query:
         return otherwise
     try:
@@ -102,6 +115,8 @@ def usage_query(call: Call, query: Mapping[str, str]) -> UsageQuery:
     zone = query.get("timezone", "UTC")
     check_zone("timezone", zone)
     since, until = interval(call, query)
+    if bucket is not None and (until - since) // 1_000_000_000 > MAX_BUCKETS[bucket] * _SECONDS[bucket]:
+        raise bad_field("bucket", f"asks for more than {MAX_BUCKETS[bucket]} {bucket}s; narrow since and until")
     where = visible_where(call, query)
     return UsageQuery(
         since_ns=since,

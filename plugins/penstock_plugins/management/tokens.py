@@ -23,7 +23,17 @@ from penstock_plugins.management import objects
 from penstock_plugins.management.calls import Call, Means
 from penstock_plugins.management.documents import refuse_unknown, structure
 from penstock_plugins.management.faults import RefusedError, bad_field
-from penstock_plugins.management.permissions import EVERYWHERE, ROLES, Actor, Grant, expanded, fault_of
+from penstock_plugins.management.permissions import (
+    ALL,
+    EVERYWHERE,
+    ROLES,
+    Actor,
+    Grant,
+    covers,
+    expanded,
+    fault_of,
+    place_of,
+)
 from penstock_plugins.management.places import scope_of
 from penstock_plugins.management.resources import CONTAINERS, Draft, Resource, kind_of_id, reach_of
 from penstock_plugins.management.rules import check_unique
@@ -63,8 +73,16 @@ def _actor_of(tx: Reading, means: Means, stored: StoredObject, token: ApiToken) 
             raise RefusedError("invalid_api_token", _UNKNOWN)
         if token.role is None and not token.permissions:
             roles = structure({"roles": user.document.get("roles", [])}, _Roles).roles
-            grants = [_grant(call, role.role, (), role.scope_id) for role in roles]
-    return attrs.evolve(nobody, home=home, grants=tuple(grants))
+            held = [_within(_grant(call, role.role, (), role.scope_id), home) for role in roles]
+            grants = [grant for grant in held if grant is not None]
+    return attrs.evolve(nobody, home=home, grants=tuple(grants), expires_at=token.expires_at)
+
+
+def _within(grant: Grant, home: Scope | None) -> Grant | None:
+    """Return what a token for ``home`` has of a grant to its user."""
+    if covers(home, grant.scope):
+        return grant
+    return attrs.evolve(grant, scope=home, place=place_of(home)) if covers(grant.scope, home) else None
 
 
 @attrs.frozen
@@ -131,12 +149,23 @@ def _check(call: Call, draft: Draft) -> None:
             raise bad_field(f"permissions[{number}]", fault)
     _check_role(token.role, token.scope_id, "role")
     _check_reach(call, draft)
+    _check_end(call, draft)
     if draft.before is None:
         if token.expires_at is not None and read_time(token.expires_at) * 1000 <= call.now_ms:
             raise bad_field("expires_at", "lies in the past")
         secret = new_token(call.means.services.namespace)
         draft.once["secret"] = secret
         draft.set(hash=hash_key(call.means.vault.pepper, secret.encode()).hex(), display_prefix=token_prefix(secret))
+
+
+def _check_end(call: Call, draft: Draft) -> None:
+    """Raise RefusedError for a token that would outlive the one it is made with."""
+    end, given = call.actor.expires_at, draft.document.expires_at
+    if draft.before is not None and draft.before.document.get("expires_at") == given:
+        return
+    if end is not None and (given is None or read_time(given) > read_time(end)):
+        message = f"expires_at: nobody grants for longer than he holds; the token ends at {end}."
+        raise RefusedError("permission_denied", message, meta={"field": "expires_at"})
 
 
 def _check_reach(call: Call, draft: Draft) -> None:
@@ -150,8 +179,8 @@ def _check_reach(call: Call, draft: Draft) -> None:
     if token.role is None and not token.permissions:
         if user is None:
             raise bad_field("permissions", "give permissions, a role, or the user whose roles the token has")
-        for role in structure({"roles": user.document.get("roles", [])}, _Roles).roles:
-            _require_held(call, _grant(call, role.role, (), role.scope_id), token.user_id, "user_id")
+        # His roles may grow, and the token with them: up to everything within its scope.
+        _require_held(call, Grant(ALL, frozenset(), draft.scope, token.scope_id), token.user_id, "user_id")
     else:
         grant = _grant(call, token.role, token.permissions, token.scope_id)
         _require_held(call, grant, token.user_id, "role" if token.role is not None else "permissions")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -33,7 +34,7 @@ def login(terminal: Terminal) -> None:
     if url is None or terminal.port is not None:
         url = find_access(port=terminal.port, token_file=terminal.token_file).url
     access = Access(checked_url(url, "--url"), _token(terminal), "this login")
-    if access.url.startswith("http://") and not any(host in access.url for host in _LOOPBACK):
+    if sends_openly(access.url):
         note(f"penstock: {access.url} is not encrypted: whoever sees the traffic sees the token")
     api = Api(access)
     try:
@@ -43,6 +44,12 @@ def login(terminal: Terminal) -> None:
     path = write_profile(access.url, access.token, os.environ)
     terminal.show(answer)
     note(f"logged in to {access.url}; kept in {path}")
+
+
+def sends_openly(url: str) -> bool:
+    """Say whether a token sent to an address can be read on its way."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and parts.hostname not in _LOOPBACK
 
 
 def _token(terminal: Terminal) -> str:

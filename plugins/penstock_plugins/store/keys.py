@@ -53,11 +53,13 @@ class StoredKeys:
     What ``plan`` keeps is only read by the next ``plan``; answers come from one table, which changes in one step.
     """
 
-    kinds = ("organization", "team", "project", "group", "virtual_key")
+    kinds = ("organization", "team", "project", "user", "service_account", "group", "virtual_key")
 
     def __init__(self) -> None:
         self._tree = Tree()
         self._keys: dict[str, tuple[Principal, tuple[KeyRecord, ...]]] = {}
+        self._principals: set[str] = set()
+        """Users and service accounts that are not archived: keys of others are found no longer."""
         self._members: dict[str, frozenset[str]] = {}
         self._groups: defaultdict[str, set[str]] = defaultdict(set)
         self._keys_of: defaultdict[str, set[str]] = defaultdict(set)
@@ -80,7 +82,7 @@ class StoredKeys:
                 touched.add(stored.id)
         for stored in changed:
             if stored.kind != "virtual_key":
-                owners = self._take_group(stored) if stored.kind == "group" else self._tree.take(stored)
+                owners = self._take_owner(stored)
                 touched.update(*(self._keys_of[owner] for owner in owners if owner in self._keys_of))
         following = {key_id: self._place(key_id) for key_id in touched}
         return lambda: self._show({key_id: found for key_id, found in following.items() if found is not None})
@@ -101,6 +103,19 @@ class StoredKeys:
         for owner in (principal.project_id, principal.principal_id):
             self._keys_of[owner].add(stored.id)
 
+    def _take_owner(self, stored: StoredObject) -> Set[str]:
+        """Return the projects and principals whose keys are to be looked at again."""
+        if stored.kind == "group":
+            return self._take_group(stored)
+        if stored.kind not in {"user", "service_account"}:
+            return self._tree.take(stored)
+        was_there = stored.id in self._principals
+        if stored.archived_at_ms is not None:
+            self._principals.discard(stored.id)
+        else:
+            self._principals.add(intern(stored.id))
+        return {stored.id} if was_there != (stored.id in self._principals) else set()
+
     def _take_group(self, stored: StoredObject) -> Set[str]:
         """Return the principals that came or went."""
         before = self._members.pop(stored.id, frozenset())
@@ -120,7 +135,7 @@ class StoredKeys:
             return ()
         principal, records = kept
         place = self._tree.place_of(principal.project_id)
-        if place is None:
+        if place is None or principal.principal_id not in self._principals:
             return ()
         group_ids = tuple(sorted(self._groups.get(principal.principal_id, ())))
         if (principal.organization_id, principal.team_id, principal.group_ids) == (*place, group_ids):

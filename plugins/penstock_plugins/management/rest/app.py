@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 from starlette.applications import Starlette
@@ -11,31 +13,49 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as PathRoute
+from starlette.types import ASGIApp, Receive, Send
 
 from penstock.governance import ConflictError, LedgerUnavailableError, StoreUnavailableError
 from penstock_plugins.management.faults import RefusedError
 from penstock_plugins.management.ids import request_id
 from penstock_plugins.management.rest.asks import Ask, read_body, read_json, read_query, read_version, token_of
 from penstock_plugins.management.rest.desk import Desk, Written
-from penstock_plugins.management.rest.routes import Route
+from penstock_plugins.management.rest.routes import PUBLIC, Route
 from penstock_plugins.management.rest.table import ROUTES
 
 PREFIX = "/v1"
-_METHODS = ("GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS", "TRACE")
+_SLASH = "\x1f"
 _request_id = re.compile(r"[!-~]{1,128}").fullmatch
 _JSON = "application/json"
 
 
-def make_app(desk: Desk) -> Starlette:
+def make_app(desk: Desk) -> ASGIApp:
     """Return the application that answers below the mount's prefix."""
     paths: dict[str, dict[str, Route]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method] = route
     ordered = sorted(paths.items(), key=lambda item: ("{" in item[0], item[0].count("{")))
-    routes = [
-        PathRoute(PREFIX + path, _endpoint(desk, by_method), methods=list(_METHODS)) for path, by_method in ordered
-    ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _missing})
+    routes = [PathRoute(PREFIX + path, _endpoint(desk, by_method)) for path, by_method in ordered]
+    for routed in routes:
+        routed.methods = set()  # any: what is not allowed is refused below, in the API's own words
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _missing})
+    app.router.redirect_slashes = False  # Starlette would send the client, and its token, wherever Host says
+
+    async def answer(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        await app({**scope, "path": _routed(scope)}, receive, send)
+
+    return answer
+
+
+def _routed(scope: Mapping[str, Any]) -> str:
+    """Return the path to route by: an encoded slash is part of a name, as in ``team%2Fproject``, and separates nothing.
+
+    Until the name is read it is a control character, which no name can hold.
+    """
+    raw: bytes = scope.get("raw_path") or b""
+    if b"%2f" not in raw.lower():
+        return str(scope["path"])
+    return unquote(raw.replace(b"%2F", b"%1F").replace(b"%2f", b"%1F").decode("latin-1"))
 
 
 def _endpoint(desk: Desk, by_method: Mapping[str, Route]) -> Callable[[Request], Awaitable[Response]]:
@@ -58,7 +78,7 @@ async def _answered(desk: Desk, route: Route, request: Request) -> Response:
     identifier = identifier if _request_id(identifier) else request_id()
     headers = {"x-request-id": identifier}
     try:
-        ask = await _ask(route, request, identifier)
+        ask = await _asked(desk, route, request, identifier)
         return _response(route, await desk.answer(route, ask), headers)
     except RefusedError as error:
         if error.status == 401:
@@ -71,11 +91,21 @@ async def _answered(desk: Desk, route: Route, request: Request) -> Response:
         return _refusal(RefusedError("conflict", "The object changed meanwhile; read it again."), headers)
 
 
+async def _asked(desk: Desk, route: Route, request: Request, identifier: str) -> Ask:
+    """Return what is asked; what is wrong with it is told only to who presents a token."""
+    try:
+        return await _ask(route, request, identifier)
+    except RefusedError:
+        if route.permission != PUBLIC:
+            await desk.authenticate(token_of(request))
+        raise
+
+
 async def _ask(route: Route, request: Request, identifier: str) -> Ask:
     raw = await read_body(request) if route.takes_body else b""
     agent = request.headers.get("user-agent", "")
     path = str(request.scope["path"]).removeprefix(request.scope.get("root_path", "")).removeprefix(PREFIX)
-    parts = {name: str(value) for name, value in request.path_params.items()}
+    parts = {name: str(value).replace(_SLASH, "/") for name, value in request.path_params.items()}
     if any(len(value) > 1000 or "\x00" in value for value in parts.values()):
         raise RefusedError("not_found", "There is no such object here.")
     return Ask(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 MAX_BODY = 1024 * 1024
+MAX_DEPTH = 64
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
 _etag = re.compile(r'"([1-9][0-9]{0,17})"').fullmatch
@@ -31,7 +32,7 @@ class Ask:
     parts: Mapping[str, str]
     """What varies in the path, by name."""
     query: Mapping[str, str]
-    body: Mapping[str, Any]
+    body: Mapping[str, Any] = attrs.field(repr=False)
     """Empty where there is none."""
     raw: bytes = attrs.field(repr=False)
     version: int | None
@@ -67,7 +68,7 @@ class Ask:
 class Answer:
     """Hold what is answered."""
 
-    content: Mapping[str, Any] | None
+    content: Mapping[str, Any] | None = attrs.field(repr=False)
     status: int = 200
     version: int | None = None
     """Becomes the ``ETag``."""
@@ -111,7 +112,20 @@ def read_json(request: Request, raw: bytes) -> Mapping[str, Any]:
         raise RefusedError("bad_request", "The body is no JSON.") from None
     if not isinstance(found, dict):
         raise RefusedError("bad_request", "The body must be a JSON object.")
+    if _is_deeper(found, MAX_DEPTH):
+        raise RefusedError("bad_request", f"The body is nested more than {MAX_DEPTH} deep.")
     return found
+
+
+def _is_deeper(value: Any, bound: int) -> bool:
+    """Say whether a JSON value is nested deeper than a bound; whoever walks it later does so by recursion."""
+    level: list[Any] = [value]
+    for _ in range(bound):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [each for group in inner for each in group if isinstance(each, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def read_query(request: Request, known: Sequence[str]) -> dict[str, str]:

@@ -72,6 +72,10 @@ class Desk:
         await self.admit(ask, route)  # nobody unknown gets at the one writer
         return await self.write(ask, route.writes, route, await self._last_use(ask, route))
 
+    async def authenticate(self, token: bytes | None) -> None:
+        """Raise RefusedError unless a token is in force."""
+        await self.store.read(lambda tx: identify(tx, self.means, token))
+
     async def admit(self, ask: Ask, route: Route) -> None:
         """Raise RefusedError unless whoever asks may use the route somewhere."""
         await self.store.read(lambda tx: self._call(tx, ask, route))

@@ -24,7 +24,7 @@ from penstock_plugins.management.rest.asks import Answer, Ask
 from penstock_plugins.management.rest.crud import page
 from penstock_plugins.management.rest.desk import Desk, Written
 from penstock_plugins.management.rest.routes import LIST_QUERY, Route
-from penstock_plugins.management.times import read_time, write_time
+from penstock_plugins.management.times import write_time
 
 _TEXT = {"type": "string"}
 _TIMES = {"since": {"type": "string"}, "until": {"type": "string"}}
@@ -73,7 +73,7 @@ async def refund(desk: Desk, ask: Ask) -> Written:
         name = None
         if ask.once is not None:
             once = idempotency.once_of(ask.once, ask.method, ask.path, ask.raw)
-            name = hashlib.sha256(f"{call.actor.id}:{ask.once}".encode()).hexdigest()[:30]
+            name = hashlib.sha256(f"{call.actor.id}:{ask.once}:{ask.path}".encode()).hexdigest()[:30]
         kept = None if once is None else idempotency.recall(call, once)
         return spend.refund_entry(call, entry, ask.body, name), once, kept
 
@@ -173,12 +173,12 @@ async def list_prices(desk: Desk, ask: Ask) -> Answer:
         return page(call, ask, {**given, "model": query.get("model", ""), "at": query.get("at", "")}, browse)
 
     found = await desk.read(ask, overrides, PRICES)
+    at = spend.moment(query, "at", desk.services.clock())
     shown = found.content
     assert shown is not None, "a page has content"
     data = [{**row, "version": row["price_version"]} for row in shown["data"]]
     table = desk.prices
     if "model" in query and "provider" in query and table is not None and "cursor" not in query:
-        at = read_time(query["at"]) if "at" in query else desk.services.clock()
         price = table.find(query["provider"], query["model"], at)
         data = [] if price is None else [_shown_price(query["provider"], query["model"], price)]
         return Answer({"data": data, "next_cursor": None})
