@@ -306,7 +306,6 @@ async def test_budget_is_known_lowered_raised_reset_and_archived_on_both_workers
         # Worth one again: whichever worker is asked first spends it.
         await both.there.until(is_let_in, both.secret)
         await both.sees(is_refused)
-        await anyio.sleep(1.0)  # resets of one second are one
         await both.there.api("POST", f"{place}/reset", {})
         await both.here.until(is_let_in, both.secret)
         await both.sees(is_refused)
