@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from counting import MIDNIGHT, MemoryCounters, Setting
 from penstock import Attempt, Exchange, Principal, RateLimits, RequestError, Services, Usage
 from penstock.testing import SAMPLES, sample_exchange
-from penstock_plugins.rate_limits import HELD, MINUTE_MS, RateLimiting, room, wait_ms
+from penstock_plugins.rate_limits.bounds import MINUTE_MS, room, wait_ms
+from penstock_plugins.rate_limits.plugin import FEW_BOUNDS, HELD, RateLimiting, expected_tokens
 
 pytestmark = pytest.mark.anyio
 CHAT = next(sample for sample in SAMPLES if sample.path == "/v1/chat/completions" and not sample.is_stream)
@@ -46,9 +47,9 @@ def plugged(limits: RateLimits) -> tuple[Setting, RateLimiting]:
     return setting, RateLimiting(services)
 
 
-async def admitted(setting: Setting, limiting: RateLimiting) -> Exchange | RequestError:
+async def admitted(setting: Setting, limiting: RateLimiting, key_id: str = "vk_1") -> Exchange | RequestError:
     exchange = sample_exchange(CHAT)
-    exchange.principal = Principal("vk_1", "one", "ps_vk_test_01", rate_limits=setting.key)
+    exchange.principal = Principal(key_id, "one", "ps_vk_test_01", rate_limits=setting.key)
     try:
         assert limiting.pre_request(exchange) is None
     except RequestError as refusal:
@@ -156,7 +157,7 @@ async def test_whatever_happens_nothing_leaks_and_no_limit_is_passed(limits: Rat
         for exchange in under_way:
             ended(limiting, exchange, is_dialled=False)
     assert counters.left == {}
-    assert limiting._under_way == {}
+    assert not any(bound.is_held for bound in limiting._bounds.values())
     for (counter, _), amount in counters.settled.items():
         limit = getattr(limits, counter.partition(":")[0])
         assert amount <= limit or counter.startswith("tpm:")
@@ -176,3 +177,112 @@ async def test_requests_under_way_since_the_minute_before_weigh_too() -> None:
             assert isinstance(stream, Exchange)
             ended(limiting, stream)
         assert isinstance(await admitted(setting, limiting), RequestError)
+
+
+# --- what is weighed a few times a second only ------------------------------------------------------------------------
+
+
+def should_fit(setting: Setting, exchange: Exchange) -> bool:
+    """Say from the counters alone whether a request fits at this millisecond."""
+    assert setting.key is not None
+    now_ms = int(setting.now * 1000)
+    minute = now_ms // MINUTE_MS * 60
+    asked = {"rpm": (setting.key.rpm, 1), "tpm": (setting.key.tpm, expected_tokens(exchange) or 0)}
+    for name, (limit, amount) in asked.items():
+        if limit is not None:
+            taken = [
+                sum(
+                    amounts.get((f"{name}:vk_1", start), 0)
+                    for amounts in (setting.counters.settled, setting.counters.reserved)
+                )
+                for start in (minute, minute - 60)
+            ]
+            if taken[0] + max(1, min(amount, limit)) > room(limit, taken[1], now_ms % MINUTE_MS):
+                return False
+    return True
+
+
+small_step = st.builds(
+    Step,
+    wait_ms=st.integers(0, 250) | st.sampled_from([0, 55_000, 60_000]),
+    ends=st.none() | st.integers(0, 3),
+    tokens=st.integers(0, 400),
+    is_dialled=st.booleans(),
+)
+minute_limits = st.builds(RateLimits, rpm=st.none() | st.integers(0, 20), tpm=st.none() | st.integers(0, 1500))
+
+
+@given(limits=minute_limits, steps=st.lists(small_step, max_size=80))
+async def test_every_request_is_decided_by_what_is_left_at_its_millisecond(
+    limits: RateLimits, steps: list[Step]
+) -> None:
+    setting, limiting = plugged(limits)
+    under_way: list[Exchange] = []
+    async with limiting.lifespan():
+        for step in steps:
+            setting.now += step.wait_ms / 1000
+            if step.ends is None:
+                fits = should_fit(setting, sample_exchange(CHAT))
+                answer = await admitted(setting, limiting)
+                assert isinstance(answer, Exchange) == fits
+                if isinstance(answer, Exchange):
+                    under_way.append(answer)
+            elif step.ends < len(under_way):
+                ended(limiting, under_way.pop(step.ends), step.tokens, is_dialled=step.is_dialled)
+
+
+async def test_minute_s_turn_is_weighed_at_the_millisecond_for_whoever_would_be_refused() -> None:
+    setting, limiting = plugged(RateLimits(rpm=10))
+    async with limiting.lifespan():
+        setting.now = MIDNIGHT + 59.0
+        for _ in range(10):
+            answer = await admitted(setting, limiting)
+            assert isinstance(answer, Exchange)
+            ended(limiting, answer)
+        setting.now = MIDNIGHT + 65.99
+        assert isinstance(await admitted(setting, limiting), RequestError)
+        setting.now = MIDNIGHT + 66.0
+        assert isinstance(await admitted(setting, limiting), Exchange)
+
+
+async def test_tokens_beyond_the_estimate_of_the_minute_before_weigh_at_once() -> None:
+    setting, limiting = plugged(RateLimits(tpm=1000))
+    async with limiting.lifespan():
+        setting.now = MIDNIGHT + 59.0
+        long = await admitted(setting, limiting)
+        setting.now = MIDNIGHT + 60.0
+        assert isinstance(await admitted(setting, limiting), Exchange)
+        assert isinstance(long, Exchange)
+        ended(limiting, long, tokens=1000)
+        assert isinstance(await admitted(setting, limiting), RequestError)
+
+
+async def test_changed_limits_hold_at_once_and_what_is_under_way_still_counts() -> None:
+    setting, limiting = plugged(RateLimits(rpm=9, concurrency=5))
+    async with limiting.lifespan():
+        under_way = [await admitted(setting, limiting) for _ in range(3)]
+        setting.key = RateLimits(rpm=3)
+        assert isinstance(await admitted(setting, limiting), RequestError)
+        setting.key = RateLimits(rpm=4)
+        under_way.append(await admitted(setting, limiting))
+        for exchange in under_way:
+            assert isinstance(exchange, Exchange)
+            ended(limiting, exchange)
+    assert setting.counters.left == {}
+    assert setting.counters.used("rpm:vk_1", MIDNIGHT + 3600) == 4
+
+
+async def test_keys_nobody_uses_are_forgotten_and_those_that_hold_something_are_not() -> None:
+    setting, limiting = plugged(RateLimits(rpm=9))
+    async with limiting.lifespan():
+        stream = await admitted(setting, limiting)
+        for number in range(5 * FEW_BOUNDS):
+            setting.now += 1
+            answer = await admitted(setting, limiting, f"vk_{number + 2}")
+            assert isinstance(answer, Exchange)
+            ended(limiting, answer)
+        assert len(limiting._bounds) <= FEW_BOUNDS
+        assert limiting._bounds["vk_1"].is_held
+        assert isinstance(stream, Exchange)
+        ended(limiting, stream)
+    assert setting.counters.left == {}

@@ -8,7 +8,6 @@ counter when it is first met. With several, each counts against its leases (``le
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import cast
 
 import anyio
 
@@ -43,14 +42,13 @@ class MemoryCounters:
     def reserve(self, claims: Sequence[Claim]) -> Reservation | Exceeded | Awaitable[Reservation | Exceeded]:
         """Reserve all of the claims, or none; see ``Counters``."""
         accounts: list[Account] = []
-        find = self.accounts.get
+        find, is_shared = self.accounts.get, self.is_shared
         for claim in claims:
             account = find((claim.counter, claim.period)) or self._new_account(claim)
             if not account.is_known:
                 return self._ask(claims, self._undone(claims, accounts))
             account.is_touched = True
-            limit = claim.limit
-            amount = claim.amount
+            limit, amount = claim.limit, claim.amount
             if limit is not None:
                 if amount:
                     refused = account.settled + account.reserved + amount > limit
@@ -59,29 +57,26 @@ class MemoryCounters:
                 if refused:
                     self._undone(claims, accounts)
                     return Exceeded(claim, account.settled + account.reserved, account.settled)
-                if self.is_shared and amount and not _is_covered(account, claim):
+                if is_shared and amount and not _is_covered(account, claim):
                     return self._ask(claims, self._undone(claims, accounts))
             account.reserved += amount
             accounts.append(account)
-        return cast("Reservation", Held(claims, accounts))
+        return Held(claims, accounts)
 
     def settle(self, reservation: Reservation, amounts: Mapping[str, int] | None = None) -> None:
         """Replace what was reserved by what was used; see ``Counters``."""
-        self.settle_held(cast("Held", reservation), amounts)
-
-    def settle_held(self, held: Held, amounts: Mapping[str, int] | None) -> None:
-        """Settle."""
-        if held.is_settled:
+        assert isinstance(reservation, Held)
+        if reservation.is_settled:
             return
-        held.is_settled = True
-        for claim, account in zip(held.claims, held.accounts, strict=True):
+        reservation.is_settled = True
+        for claim, account in zip(reservation.claims, reservation.accounts):  # noqa: B905 - strict=True costs as much as the rest
             account.reserved -= claim.amount
-            used = amounts.get(claim.counter, 0) if amounts else 0
-            if used:
+            if amounts and claim.counter in amounts:
+                used = amounts[claim.counter]
                 account.settled += used
                 account.unflushed += used
-            if self.is_shared:
-                self.dirty.add(account)
+        if self.is_shared:
+            self.dirty.update(reservation.accounts)
 
     def used(self, counter: str, period: int) -> int:
         """Return what is settled for a period, as far as is known here."""
@@ -165,11 +160,12 @@ class MemoryCounters:
         except BaseException:
             ask.is_abandoned = True
             if isinstance(ask.answer, Held):
-                self.settle_held(ask.answer, None)
+                self.settle(ask.answer)
             raise
         if isinstance(ask.answer, Exception):
             raise ask.answer
-        return cast("Reservation | Exceeded", ask.answer)
+        assert ask.answer is not None
+        return ask.answer
 
     def try_again(self, ask: Ask) -> None:
         """Decide an ask from memory, once its accounts are known and nobody else counts."""

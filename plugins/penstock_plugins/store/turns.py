@@ -316,7 +316,7 @@ class Turns:
             account.reserved += claim.amount
         held = Held(ask.claims, ask.accounts)
         if ask.is_abandoned:
-            counters.settle_held(held, None)
+            counters.settle(held)
         else:
             ask.decide(held)
 
@@ -344,7 +344,7 @@ class Turns:
             counters.dirty.add(change.account)
         for account, _ in turn.sharing or ():
             account.id = None
-        unavailable = StoreUnavailableError(f"the store cannot say what is left: {error}")
+        unavailable = StoreUnavailableError(f"the store cannot say what is left: {error!r}")
         for ask in turn.asks:
             ask.decide(unavailable)
         if isinstance(error, StoreUnavailableError) or not turn.batch:
@@ -354,7 +354,7 @@ class Turns:
             self.ledger.put_back(turn.batch)
         else:
             self.ledger.set_aside(turn.batch[0], error)
-        _log.error("ledger and counters could not be written, and will be: %s", error)
+        _log.error("ledger and counters could not be written, and will be: %r", error)
 
 
 def _give(change: Change) -> None:
