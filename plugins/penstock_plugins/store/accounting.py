@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -49,6 +49,8 @@ class Accounting:
     reader: SQLLedgerReader
     turns: Turns
     sweeper: Sweeper
+    clock: Callable[[], float]
+    """Wall clock, seconds since the epoch: the one that the periods of counters are taken from."""
 
     async def join(self) -> None:
         """Enter what dead processes left, then count with those that live."""
@@ -66,8 +68,8 @@ class Accounting:
 
     async def tick(self) -> None:
         """Keep in step with other processes, for ever."""
-        due = dict.fromkeys((self._refresh, self._sweep, self._forget), anyio.current_time())
-        every = {self._refresh: REFRESH_SECONDS, self._sweep: SWEEP_SECONDS, self._forget: FORGET_SECONDS}
+        due = dict.fromkeys((self._refresh, self._sweep, self.forget), anyio.current_time())
+        every = {self._refresh: REFRESH_SECONDS, self._sweep: SWEEP_SECONDS, self.forget: FORGET_SECONDS}
         while True:
             await anyio.sleep(TICK_SECONDS if self.counters.is_shared else ALONE_TICK_SECONDS)
             try:
@@ -103,9 +105,10 @@ class Accounting:
     async def _sweep(self) -> None:
         await self.sweeper.sweep()
 
-    async def _forget(self) -> None:
+    async def forget(self) -> None:
+        """Delete what is counted of minutes and days that are long over. Raises StoreUnavailableError."""
         if self.counters.is_shared:
-            before = int(time.time()) - _OLD_SECONDS
+            before = int(self.clock()) - _OLD_SECONDS
             await self.database.write(lambda connection: leases.forget_old(connection, before))
 
     async def leave(self) -> None:
@@ -125,7 +128,12 @@ class Accounting:
 
 @asynccontextmanager
 async def open_accounting(
-    database: Database, folder: Path, *, sync: bool = False, seed: CounterSeed = seed_of_budget
+    database: Database,
+    folder: Path,
+    *,
+    sync: bool = False,
+    seed: CounterSeed = seed_of_budget,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Accounting]:
     """Count and keep the ledger in an open database, with the journal in ``folder``. Raises OSError."""
     holder = uuid4().hex
@@ -143,6 +151,7 @@ async def open_accounting(
             reader=SQLLedgerReader(database, books, counters),
             turns=turns,
             sweeper=Sweeper(database, books, counters, folder, holder),
+            clock=clock,
         )
         await accounting.join()
         try:

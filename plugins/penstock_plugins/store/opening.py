@@ -93,7 +93,8 @@ async def open_store(
             objects = Objects(database, clock, (keys, bindings, budgets))
             await objects.refresh()
             journal = Place(settings.place.database.resolve()).journal
-            async with open_accounting(database, journal, sync=settings.journal_sync == "always") as accounting:
+            is_synced = settings.journal_sync == "always"
+            async with open_accounting(database, journal, sync=is_synced, clock=clock) as accounting:
                 store = OpenStore(
                     settings=settings,
                     database=database,
