@@ -72,6 +72,7 @@ class Generation:
 
     async def rehearse(self) -> None:
         """Enter the lifespans and leave them at once. Raises ConfigurationError."""
+        self.services.is_rehearsal = True
         async with self.services.shared.running(), AsyncExitStack() as stack:
             fault = await self._enter(stack)
         if fault is not None:

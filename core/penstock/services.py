@@ -115,6 +115,8 @@ class Services:
     """What outlives a reload: ``async with services.shared.use(key, make) as thing``, in a lifespan."""
     folder: Path
     """What relative paths in the configuration are relative to."""
+    is_rehearsal: bool = False
+    """Whether lifespans are entered only to see that they can be (``penstock check``): leave nothing behind then."""
     plugins: tuple[str, ...] = ()
     """Names of the enabled plugins, in the order of the configuration."""
 

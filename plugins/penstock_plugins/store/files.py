@@ -79,6 +79,14 @@ class Place:
         finally:
             os.close(descriptor)
 
+    def check_folder(self) -> None:
+        """See that the database could be made, without making anything. Raises ConfigurationError."""
+        folder = self.database.parent
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigurationError(f"url: {self.database} cannot be made: {folder} is no folder that can be written")
+
     def prepare(self) -> None:
         """Make the database's folder and an empty file that only its owner can read. Raises ConfigurationError."""
         try:
