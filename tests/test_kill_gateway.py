@@ -274,7 +274,8 @@ class Trial:
         with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             doubles = (
-                "SELECT end_user, COUNT(*) FROM ledger WHERE end_user IS NOT NULL GROUP BY end_user HAVING COUNT(*) > 1"
+                "SELECT end_user, COUNT(*) FROM ledger JOIN dimensions ON dimensions.id = end_user_dimensions_id"
+                " GROUP BY end_user HAVING COUNT(*) > 1"
             )
             assert connection.execute(doubles).fetchall() == []
             holders = {row[0] for row in connection.execute("SELECT holder FROM holders")}

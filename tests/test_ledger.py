@@ -21,7 +21,7 @@ from penstock import Usage
 from penstock.governance import Exceeded, LedgerUnavailableError, UsageQuery
 from penstock.testing.conformance.ledger import Books, check_ledger
 from penstock_plugins.store.accounting import Accounting
-from penstock_plugins.store.ledger_tables import SPANS
+from penstock_plugins.store.ledger_tables import LEVELS, Level
 from penstock_plugins.store.rollups import buckets_of, cover
 from test_counters_processes import rows_of
 from test_journal import file_size_limit
@@ -117,7 +117,7 @@ async def test_verify_names_what_differs(tmp_path: Path) -> None:
         assert await verified(accounts) == []
         with closing(sqlite3.connect(database)) as other, other:
             other.execute("UPDATE counters SET total = 6")
-            other.execute("UPDATE rollups SET requests = 3 WHERE span = -900")
+            other.execute("UPDATE rollups SET requests = 3 WHERE level = 0 AND span = 900")
             other.execute("UPDATE key_use SET last_used_at_ms = 1")
         found = [(each.what, each.recorded, each.derived) async for each in accounts.reader.verify()]
     assert found[0] == (COUNTER, 6, 5)
@@ -204,12 +204,12 @@ async def test_usage_is_what_the_rows_add_up_to_in_any_range_and_zone(tmp_path: 
         assert await verified(accounts) == []
 
 
-@given(st.integers(0, 10**7), st.integers(0, 10**6))
-def test_runs_of_buckets_tile_a_range(since: int, length: int) -> None:
+@given(st.integers(0, 10**7), st.integers(0, 10**6), st.sampled_from(LEVELS))
+def test_runs_of_buckets_tile_a_range(since: int, length: int, level: Level) -> None:
     since, until = since * 900, (since + length) * 900
     at = since
-    for span, start, end in cover(since, until):
-        assert span in SPANS
+    for span, start, end in cover(since, until, level.spans):
+        assert span in level.spans
         assert (start, start % span, end % span) == (at, 0, 0)
         at = end
     assert at == until

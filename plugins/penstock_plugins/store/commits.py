@@ -21,11 +21,16 @@ from penstock_plugins.store.bulk import (
     run_many,
 )
 from penstock_plugins.store.ledger_tables import (
+    ALL,
+    COARSE,
     DIMENSIONS,
-    SPANS,
+    END_USERS,
+    FAILED,
+    STEP,
     SUMS,
+    UNCOUNTED,
+    Level,
     counters,
-    debits,
     dimensions,
     key_use,
     ledger,
@@ -37,22 +42,20 @@ MAX_TOKENS = 1 << 40
 MAX_COST = 10**16
 """Ten million USD for one exchange: what is beyond is a fault, and would make sums overflow."""
 
-FAILED = ("refused", "provider_error", "cut", "interrupted")
-"""Outcomes that count as errors."""
 _COLUMNS = tuple(column.name for column in ledger.columns)
 _INSERT_ROW = insert_into(ledger)
-_INSERT_DEBIT = insert_into(debits)
-_DEBIT = ("sequence", "counter_id", "reserved", "charged")
-_FIND_DIMENSION = find_where((dimensions.c.id,), *(dimensions.c[name] for name in DIMENSIONS))
+_DIMENSION = ("level", *DIMENSIONS)
+_FIND_DIMENSION = find_where((dimensions.c.id,), *(dimensions.c[name] for name in _DIMENSION))
 _INSERT_DIMENSION = insert_into(dimensions)
 _ADD_TOTAL = add_where_id(counters, "total")
-_BUCKET = ("span", "start", "dimensions_id")
+_BUCKET = ("level", "span", "start", "dimensions_id")
 _ADD_ROLLUP = add_into(rollups, _BUCKET, SUMS)
 _USE = ("virtual_key_id", "last_used_at_ms")
 _PUT_USE = put_into(key_use, _USE[:1], _USE[1:], only_greater=True)
 _KNOWN = 50_000
 _PART = 500
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
 _NO_TOKENS = (0,) * 9
 
 
@@ -70,6 +73,11 @@ def charge_of(entry: LedgerEntry, debit: Debit) -> int:
     """Return what an entry charges a counter with."""
     cost = max(-MAX_COST, min(entry.cost_nano_usd, MAX_COST))
     return (debit.reserved or cost) if entry.outcome == "interrupted" else cost
+
+
+def debits_in(text: str) -> Sequence[tuple[int, int, int]]:
+    """Return counter, reservation and charge of each debit of a row."""
+    return _decode(text)
 
 
 class Books:
@@ -126,9 +134,9 @@ class _Posting:
         self._books = books
         self._sequence = sequence
         self._rows: list[Row] = []
-        self._debits: list[Row] = []
         self._charged: dict[int, int] = {}
-        self._sums: dict[tuple[int, int, int], list[int]] = {}
+        self._sums: dict[tuple[Level, int, int], list[int]] = {}
+        self._coarse: dict[int, tuple[tuple[Level, int], ...]] = {}
         self._used: dict[str, int] = {}
         self._counters: dict[Name, int] = {}
         self.charges: dict[Name, int] = {}
@@ -157,82 +165,83 @@ class _Posting:
             usage.input, usage.cache_read, usage.cache_write_5m, usage.cache_write_1h, usage.output, usage.reasoning,
             usage.input_audio, usage.cache_read_audio, usage.output_audio,
         )  # fmt: skip
-        if max(tokens) > MAX_TOKENS:
-            tokens = tuple(min(count, MAX_TOKENS) for count in tokens)
+        if max(tokens) > MAX_TOKENS or min(tokens) < 0:
+            tokens = tuple(max(0, min(count, MAX_TOKENS)) for count in tokens)
         tags = _encode(entry.tags).decode() if entry.tags else ""
-        scopes = (
-            entry.organization_id, entry.team_id, entry.project_id, entry.virtual_key_id, entry.principal_id,
-        )  # fmt: skip
         model = entry.model_served or entry.model_asked or ""
-        key = (*scopes, entry.binding_id or "", entry.provider or "", model, tags, "")
-        dimensions_id = self._dimension(key)
-        end_user_id = self._dimension((*key[:-1], entry.end_user)) if entry.end_user else None
+        values = (
+            entry.organization_id, entry.team_id, entry.project_id, entry.virtual_key_id, entry.principal_id,
+            entry.binding_id or "", entry.provider or "", model, tags,
+        )  # fmt: skip
+        dimensions_id = self._dimension((1, *values, ""))
+        end_user_id = self._dimension((0, *values, entry.end_user)) if entry.end_user else None
+        if dimensions_id not in self._coarse:
+            self._coarse[dimensions_id] = self._coarse_of(values)
         is_adjustment = entry.outcome == "adjustment"
-        counted = self._counted_at(entry)
         self._rows.append((
-            self._sequence, entry.request_id, entry.started_at_ns, entry.duration_ns, *scopes, entry.end_user,
-            entry.binding_id, entry.provider, entry.model_asked, entry.model_served, *tokens,
-            None if usage is None else usage.source, cost, entry.cost_source, entry.price_version, entry.status,
-            entry.outcome, entry.error, entry.is_stream, entry.fallback_count,
-            _encode(entry.attempts).decode() if entry.attempts else None, tags or None, entry.adjusts, counted,
-            dimensions_id, end_user_id,
+            self._sequence, entry.request_id, entry.started_at_ns, entry.duration_ns, dimensions_id, end_user_id,
+            entry.model_asked, entry.model_served, *tokens, None if usage is None else usage.source, cost,
+            entry.cost_source, entry.price_version, entry.status, entry.outcome, entry.error, entry.is_stream,
+            entry.fallback_count, _encode(entry.attempts).decode() if entry.attempts else None,
+            self._charge(entry) if entry.debits else None, entry.adjusts, self._counts_from(entry),
         ))  # fmt: skip
         sums = (
             0 if is_adjustment else 1, int(entry.outcome in FAILED), *tokens, cost,
             int(entry.cost_source == "unpriced"), int(usage is not None and usage.source == "estimated"),
         )  # fmt: skip
         self._add_sums(entry.started_at_ns // 1_000_000_000, dimensions_id, end_user_id, sums)
-        if entry.debits:
-            self._charge(entry)
         if not is_adjustment:
             at_ms = entry.started_at_ns // 1_000_000
             if self._used.get(entry.virtual_key_id, 0) < at_ms:
                 self._used[entry.virtual_key_id] = at_ms
 
-    def _counted_at(self, entry: LedgerEntry) -> int | None:
-        if entry.adjusts is not None:
-            return self._connection.execute(
-                select(ledger.c.counted_at_ns).where(ledger.c.request_id == entry.adjusts)
-            ).scalar()
-        return None if entry.error == "guardrail_blocked" else entry.started_at_ns
+    def _counts_from(self, entry: LedgerEntry) -> int | None:
+        if entry.adjusts is not None:  # when what it corrects does
+            corrected = select(func.coalesce(ledger.c.counts_from_ns, ledger.c.started_at_ns))
+            counts_from = self._connection.execute(corrected.where(ledger.c.request_id == entry.adjusts)).scalar()
+            return UNCOUNTED if counts_from is None else int(counts_from)
+        return UNCOUNTED if entry.error == "guardrail_blocked" else None
 
-    def _charge(self, entry: LedgerEntry) -> None:
+    def _charge(self, entry: LedgerEntry) -> str:
+        debits = []
         for debit in entry.debits:
             name = (debit.counter, debit.period)
             counter_id = self._counters[name]
             charged = charge_of(entry, debit)
             if entry.adjusts is not None:
                 charged = max(charged, -self._charged_for(entry.adjusts, counter_id))
-            self._debits.append((self._sequence, counter_id, debit.reserved, charged))
+            debits.append((counter_id, debit.reserved, charged))
             self._charged[counter_id] = self._charged.get(counter_id, 0) + charged
             self.charges[name] = self.charges.get(name, 0) + charged
+        return _encode(debits).decode()
 
     def _charged_for(self, request_id: str, counter_id: int) -> int:
         """Return what a row and its corrections have charged a counter with."""
-        rows = select(ledger.c.sequence).where((ledger.c.request_id == request_id) | (ledger.c.adjusts == request_id))
-        charged = select(func.coalesce(func.sum(debits.c.charged), 0)).where(
-            debits.c.counter_id == counter_id, debits.c.sequence.in_(rows)
-        )
-        return int(self._connection.execute(charged).scalar_one())
+        is_same = (ledger.c.request_id == request_id) | (ledger.c.adjusts == request_id)
+        texts = self._connection.scalars(select(ledger.c.debits).where(is_same, ledger.c.debits.is_not(None)))
+        return sum(charged for text in texts for id_, _, charged in debits_in(text) if id_ == counter_id)
+
+    def _coarse_of(self, values: Row) -> tuple[tuple[Level, int], ...]:
+        return tuple((level, self._dimension(_coarsened(level, values))) for level in COARSE)
 
     def _dimension(self, key: Row) -> int:
         found = self._books.dimension_id(key) or self.new_dimensions.get(key)
         if found is None:
-            row = find_one(self._connection, _FIND_DIMENSION, DIMENSIONS, key)
+            row = find_one(self._connection, _FIND_DIMENSION, _DIMENSION, key)
             if row is None:
-                run_many(self._connection, _INSERT_DIMENSION, DIMENSIONS, [key])
-                row = find_one(self._connection, _FIND_DIMENSION, DIMENSIONS, key)
+                run_many(self._connection, _INSERT_DIMENSION, _DIMENSION, [key])
+                row = find_one(self._connection, _FIND_DIMENSION, _DIMENSION, key)
             found = int(row[0])
             self.new_dimensions[key] = found
         return found
 
     def _add_sums(self, at: int, dimensions_id: int, end_user_id: int | None, sums: Row) -> None:
-        start = at - at % SPANS[-1]
-        groups = ((1, dimensions_id),) if end_user_id is None else ((1, dimensions_id), (-1, end_user_id))
-        for sign, group in groups:
-            held = self._sums.get((sign, start, group))
+        start = at - at % STEP
+        groups = ((ALL, dimensions_id),) if end_user_id is None else ((ALL, dimensions_id), (END_USERS, end_user_id))
+        for level, group in groups:
+            held = self._sums.get((level, start, group))
             if held is None:
-                self._sums[sign, start, group] = list(sums)
+                self._sums[level, start, group] = list(sums)
             else:
                 held[:] = map(add, held, sums)
 
@@ -240,17 +249,23 @@ class _Posting:
         """Write everything gathered."""
         connection = self._connection
         run_many(connection, _INSERT_ROW, _COLUMNS, self._rows)
-        run_many(connection, _INSERT_DEBIT, _DEBIT, self._debits)
         charged = [(amount, key) for key, amount in self._charged.items() if amount]
         run_many(connection, _ADD_TOTAL, ("amount", "key"), charged)
         run_many(connection, _ADD_ROLLUP, (*_BUCKET, *SUMS), self._buckets())
         run_many(connection, _PUT_USE, _USE, list(self._used.items()))
 
     def _buckets(self) -> list[Row]:
-        buckets: dict[tuple[int, int, int], list[int]] = {}
-        for (sign, start, group), sums in self._sums.items():
-            for span in SPANS:
-                bucket = (sign * span, start - start % span, group)
-                held = buckets.get(bucket)
-                buckets[bucket] = sums if held is None else list(map(add, held, sums))
-        return [(*bucket, *sums) for bucket, sums in buckets.items()]
+        buckets: dict[tuple[int, int, int, int], list[int]] = {}
+        for (finest, start, finest_group), sums in self._sums.items():
+            coarse = self._coarse[finest_group] if finest is ALL else ()
+            for level, group in ((finest, finest_group), *coarse):
+                for span in level.spans:
+                    bucket = (level.number, span, start - start % span, group)
+                    held = buckets.get(bucket)
+                    buckets[bucket] = sums if held is None else list(map(add, held, sums))
+        return sorted((*bucket, *sums) for bucket, sums in buckets.items())
+
+
+def _coarsened(level: Level, values: Row) -> Row:
+    kept = (value if name in level.dimensions else "" for name, value in zip(DIMENSIONS, values, strict=False))
+    return (level.number, *kept, "")

@@ -1,11 +1,13 @@
 """The tables of ledger and counters, on the same metadata as those of objects.
 
-Money and tokens are 64-bit integers. ``ledger`` is append-only; ``debits``, ``counters``, ``rollups`` and ``key_use``
-change in the transaction that appends to it, and can be derived from it again.
+Money and tokens are 64-bit integers. ``ledger`` is append-only; ``counters``, ``rollups`` and ``key_use`` change in the
+transaction that appends to it, and can be derived from it again. What many rows of it have in common is in
+``dimensions`` once; no id and an empty one are the same there.
 """
 
 from __future__ import annotations
 
+import attrs
 from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, String, Table, Text
 
 from penstock_plugins.store.tables import metadata
@@ -18,8 +20,41 @@ TOKENS = (
 """Classes of tokens, named as in Usage."""
 SUMS = ("requests", "errors", *TOKENS, "cost_nano_usd", "unpriced", "estimated")
 """What rollups hold of each group and bucket."""
-SPANS = (86_400, 10_800, 900)
-"""Lengths of the buckets of rollups, in seconds, each a multiple of the next."""
+FAILED = ("refused", "provider_error", "cut", "interrupted")
+"""Outcomes that count as errors."""
+DIMENSIONS = (*SCOPES, "binding_id", "provider", "model", "tags", "end_user")
+STEP = 900
+"""Length of the shortest buckets of rollups, in seconds."""
+
+
+@attrs.frozen(eq=False)
+class Level:
+    """Say by which dimensions rollups are kept apart, the others being "", and in buckets of which lengths.
+
+    ``spans`` in seconds, each a multiple of the next.
+    """
+
+    number: int
+    dimensions: tuple[str, ...]
+    spans: tuple[int, ...]
+
+
+LEVELS = (
+    Level(0, DIMENSIONS, (86_400, STEP)),  # of exchanges that name an end user; few are in the same hour
+    Level(1, DIMENSIONS[:-1], (86_400, 10_800, 3_600, STEP)),
+    Level(2, ("organization_id", "team_id", "project_id", "binding_id", "provider", "model"),
+          (86_400, 10_800, 3_600, STEP)),
+    Level(3, ("organization_id", "team_id", "project_id"), (86_400, 3_600, STEP)),
+    Level(4, ("organization_id",), (86_400, 3_600, STEP)),
+)  # fmt: skip
+"""From the finest to the coarsest; each is a part of the one before."""
+END_USERS, ALL, *COARSE = LEVELS
+
+
+def level_of(names: set[str]) -> Level:
+    """Return the coarsest level that keeps dimensions apart."""
+    return next(level for level in reversed(LEVELS) if names <= set(level.dimensions))
+
 
 ledger = Table(
     "ledger",
@@ -28,10 +63,8 @@ ledger = Table(
     Column("request_id", String, nullable=False, unique=True),
     Column("started_at_ns", BigInteger, nullable=False),
     Column("duration_ns", BigInteger, nullable=False),
-    *(Column(name, String, nullable=False) for name in SCOPES),
-    Column("end_user", String),
-    Column("binding_id", String),
-    Column("provider", String),
+    Column("dimensions_id", Integer, nullable=False),  # of level 1: scopes, binding, provider, model, tags
+    Column("end_user_dimensions_id", Integer),  # of level 0: these, and the end user
     Column("model_asked", String),
     Column("model_served", String),
     *(Column(name, BigInteger, nullable=False) for name in TOKENS),
@@ -45,17 +78,22 @@ ledger = Table(
     Column("is_stream", Boolean, nullable=False),
     Column("fallback_count", Integer, nullable=False),
     Column("attempts", Text),  # JSON
-    Column("tags", Text),  # JSON
+    Column("debits", Text),  # JSON: id of the counter, reserved, charged
     Column("adjusts", String),
-    Column("counted_at_ns", BigInteger),  # when what it counts to budgets was spent; NULL where it counts to none
-    Column("dimensions_id", Integer, nullable=False),
-    Column("end_user_dimensions_id", Integer),
-    Index("ledger_by_time", "started_at_ns", "request_id"),
-    Index("ledger_by_key", "virtual_key_id", "started_at_ns", "request_id"),
-    Index("ledger_by_project", "project_id", "started_at_ns", "request_id"),
-    Index("ledger_by_principal", "principal_id", "started_at_ns", "request_id"),
-    Index("ledger_by_adjusted", "adjusts"),
+    Column("counts_from_ns", BigInteger),  # NULL: budgets count it from its start; UNCOUNTED: none does
+    Index("ledger_by_time", "started_at_ns", "dimensions_id"),
+    Index("ledger_by_dimensions", "dimensions_id", "started_at_ns"),
 )
+_by_end_user = ledger.c.end_user_dimensions_id
+Index(
+    "ledger_by_end_user", _by_end_user, ledger.c.started_at_ns,
+    sqlite_where=_by_end_user.is_not(None), postgresql_where=_by_end_user.is_not(None),
+)  # fmt: skip
+for _column in (ledger.c.adjusts, ledger.c.counts_from_ns):
+    _is_rare = _column.is_not(None)
+    Index(f"ledger_by_{_column.name}", _column, sqlite_where=_is_rare, postgresql_where=_is_rare)
+UNCOUNTED = -1
+"""Before all time: what budgets never count."""
 
 counters = Table(
     "counters",
@@ -71,35 +109,20 @@ counters = Table(
     Index("counters_by_name", "counter", "period", unique=True),
 )
 
-debits = Table(
-    "debits",
-    metadata,
-    Column("sequence", Integer, primary_key=True, autoincrement=False),  # of the ledger
-    Column("counter_id", Integer, primary_key=True, autoincrement=False),
-    Column("reserved", BigInteger, nullable=False),
-    Column("charged", BigInteger, nullable=False),
-    Index("debits_by_counter", "counter_id", "sequence", "charged"),
-    sqlite_with_rowid=False,
-)
-
 dimensions = Table(
     "dimensions",
     metadata,
     Column("id", Integer, primary_key=True),
-    *(Column(name, String, nullable=False) for name in SCOPES),
-    Column("binding_id", String, nullable=False),  # here and below: "" stands for none
-    Column("provider", String, nullable=False),
-    Column("model", String, nullable=False),
-    Column("tags", String, nullable=False),  # JSON
-    Column("end_user", String, nullable=False),  # "": whoever it was
+    Column("level", Integer, nullable=False),
+    *(Column(name, String, nullable=False) for name in DIMENSIONS),  # "": none, or whichever; tags in JSON
 )
-DIMENSIONS = tuple(column.name for column in dimensions.columns if column.name != "id")
-Index("dimensions_unique", *(dimensions.c[name] for name in DIMENSIONS), unique=True)
+Index("dimensions_unique", dimensions.c.level, *(dimensions.c[name] for name in DIMENSIONS), unique=True)
 
 rollups = Table(
     "rollups",
     metadata,
-    Column("span", Integer, primary_key=True, autoincrement=False),  # of SPANS; negative: one end user's part
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("span", Integer, primary_key=True, autoincrement=False),
     Column("start", BigInteger, primary_key=True, autoincrement=False),  # seconds since the epoch
     Column("dimensions_id", Integer, primary_key=True, autoincrement=False),
     *(Column(name, BigInteger, nullable=False) for name in SUMS),

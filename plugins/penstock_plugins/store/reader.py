@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import attrs
-import msgspec
-from sqlalchemy import Connection, func, or_, select, tuple_
+from sqlalchemy import Connection, Row, Select, bindparam, func, or_, select, tuple_
 
 from penstock import Usage
 from penstock.governance import Debit, Discrepancy, LedgerEntry, UsageQuery, UsageRow
-from penstock_plugins.store.commits import Books, Receipt
+from penstock_plugins.store.commits import Books, Receipt, debits_in
 from penstock_plugins.store.counters import MemoryCounters
 from penstock_plugins.store.database import Database
-from penstock_plugins.store.ledger_tables import TOKENS, counters, debits, key_use, ledger
-from penstock_plugins.store.rollups import check_filters, usage
+from penstock_plugins.store.ledger_tables import (
+    ALL,
+    END_USERS,
+    SCOPES,
+    TOKENS,
+    counters,
+    dimensions,
+    key_use,
+    ledger,
+)
+from penstock_plugins.store.rollups import check_filters, tags_in, usage
 from penstock_plugins.store.sweep import write_in_order
-from penstock_plugins.store.totals import last_sequence, seed_of_budget, spent_where
+from penstock_plugins.store.totals import seed_of_budget, spent_since
 from penstock_plugins.store.verification import discrepancies
 
 _PART = 500
-_SAME = tuple(
-    field.name
-    for field in attrs.fields(LedgerEntry)
-    if field.name not in ("usage", "attempts", "debits", "tags")
-)  # fmt: skip
+_FEW = 64
+"""Combinations of dimensions whose newest rows are looked up one by one."""
+_end_users = dimensions.alias("end_users")
+_SHARED = (*SCOPES, "binding_id", "provider", "tags")
+_OTHER = ("usage", "attempts", "debits", "end_user", *_SHARED)
+_SAME = tuple(field.name for field in attrs.fields(LedgerEntry) if field.name not in _OTHER)
+_ROWS = (
+    select(ledger, *(dimensions.c[name] for name in _SHARED), _end_users.c.end_user)
+    .join(dimensions, dimensions.c.id == ledger.c.dimensions_id)
+    .outerjoin(_end_users, _end_users.c.id == ledger.c.end_user_dimensions_id)
+)
 
 
 @attrs.define(eq=False)
@@ -84,40 +99,73 @@ class SQLLedgerReader:
 
 def find_entry(connection: Connection, request_id: str) -> LedgerEntry | None:
     """Return one row."""
-    rows = connection.execute(select(ledger).where(ledger.c.request_id == request_id)).all()
-    entries = _read(connection, rows)
+    entries = _read(connection, connection.execute(_ROWS.where(ledger.c.request_id == request_id)).all())
     return entries[0] if entries else None
 
 
 def _page(
     connection: Connection, where: Mapping[str, str], between: tuple[int, int], after: str | None, limit: int
 ) -> list[LedgerEntry]:
-    statement = select(ledger).where(ledger.c.started_at_ns >= between[0], ledger.c.started_at_ns < between[1])
-    for name, value in where.items():
-        if name == "tag":
-            statement = statement.where(ledger.c.tags.contains(msgspec.json.encode(value).decode(), autoescape=True))
-        elif name == "model":
-            statement = statement.where(func.coalesce(ledger.c.model_served, ledger.c.model_asked) == value)
-        else:
-            statement = statement.where(ledger.c[name] == value)
+    """Return rows by time, and those of the same time in the order of their commit, newest first."""
+    newest = (
+        select(ledger.c.started_at_ns, ledger.c.sequence)
+        .where(ledger.c.started_at_ns >= between[0], ledger.c.started_at_ns < between[1])
+        .order_by(ledger.c.started_at_ns.desc(), ledger.c.sequence.desc())
+        .limit(limit)
+    )
     if after is not None:
-        at = connection.execute(select(ledger.c.started_at_ns).where(ledger.c.request_id == after)).scalar()
-        if at is None:
+        at = select(ledger.c.started_at_ns, ledger.c.sequence).where(ledger.c.request_id == after)
+        last = connection.execute(at).one_or_none()
+        if last is None:
             return []
-        statement = statement.where(tuple_(ledger.c.started_at_ns, ledger.c.request_id) < tuple_(at, after))
-    newest = statement.order_by(ledger.c.started_at_ns.desc(), ledger.c.request_id.desc()).limit(limit)
-    return _read(connection, connection.execute(newest).all())
+        newest = newest.where(tuple_(ledger.c.started_at_ns, ledger.c.sequence) < tuple_(*last))
+    found = [row.sequence for row in _newest(connection, newest, where, limit)]
+    rows: dict[int, Any] = {}
+    for start in range(0, len(found), _PART):
+        statement = _ROWS.where(ledger.c.sequence.in_(found[start : start + _PART]))
+        rows.update({row.sequence: row for row in connection.execute(statement)})
+    return _read(connection, [rows[sequence] for sequence in found])
+
+
+def _newest(
+    connection: Connection, newest: Select[tuple[int, int]], where: Mapping[str, str], limit: int
+) -> Sequence[Row[tuple[int, int]]]:
+    if not where:
+        return connection.execute(newest).all()
+    level, number = ALL, ledger.c.dimensions_id
+    if "end_user" in where:
+        level, number = END_USERS, ledger.c.end_user_dimensions_id
+    wanted = [dimensions.c.level == level.number]
+    wanted += [dimensions.c[name] == value for name, value in where.items() if name != "tag"]
+    if "tag" in where:
+        texts = connection.scalars(select(dimensions.c.tags).where(*wanted).distinct()).all()
+        wanted.append(dimensions.c.tags.in_([text for text in texts if where["tag"] in tags_in(text)]))
+    of_these = select(dimensions.c.id).where(*wanted)
+    ids = connection.scalars(of_these.limit(_FEW + 1)).all()
+    if len(ids) > _FEW:  # by time, whoever's they are: adding nothing keeps the index of these from being used
+        return connection.execute(newest.where((number + 0).in_(of_these))).all()
+    each = newest.where(number == bindparam("dimensions_id"))
+    rows = (row for id_ in ids for row in connection.execute(each, {"dimensions_id": id_}))
+    return heapq.nlargest(limit, rows, key=tuple)
 
 
 def _read(connection: Connection, rows: Sequence[Any]) -> list[LedgerEntry]:
-    charged = _debits_of(connection, [row.sequence for row in rows])
-    return [_entry(row, charged.get(row.sequence, ())) for row in rows]
+    debits = {row.sequence: debits_in(row.debits) for row in rows if row.debits}
+    names = _counters_of(connection, sorted({counter_id for each in debits.values() for counter_id, _, _ in each}))
+    return [
+        _entry(row, [Debit(counter=names[id_][0], period=names[id_][1], reserved=reserved)
+                     for id_, reserved, _ in debits.get(row.sequence, ())])
+        for row in rows
+    ]  # fmt: skip
 
 
 def _entry(row: Any, charged: Sequence[Debit]) -> LedgerEntry:
     tokens = {name: getattr(row, name) for name in TOKENS}
     return LedgerEntry(
-        **{name: getattr(row, name) for name in _SAME},
+        **{name: getattr(row, name) for name in (*_SAME, *SCOPES)},
+        end_user=row.end_user,
+        binding_id=row.binding_id or None,
+        provider=row.provider or None,
         usage=None if row.usage_source is None else Usage(**tokens, source=row.usage_source),
         attempts=tuple(json.loads(row.attempts)) if row.attempts else (),
         debits=tuple(charged),
@@ -125,18 +173,12 @@ def _entry(row: Any, charged: Sequence[Debit]) -> LedgerEntry:
     )
 
 
-def _debits_of(connection: Connection, sequences: Sequence[int]) -> dict[int, list[Debit]]:
-    found: dict[int, list[Debit]] = {}
-    for start in range(0, len(sequences), _PART):
-        statement = (
-            select(debits.c.sequence, debits.c.reserved, counters.c.counter, counters.c.period)
-            .join(counters, counters.c.id == debits.c.counter_id)
-            .where(debits.c.sequence.in_(sequences[start : start + _PART]))
-            .order_by(debits.c.sequence, debits.c.counter_id)
-        )
-        for row in connection.execute(statement):
-            debit = Debit(counter=row.counter, period=row.period, reserved=row.reserved)
-            found.setdefault(row.sequence, []).append(debit)
+def _counters_of(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[str, int]]:
+    found: dict[int, tuple[str, int]] = {}
+    for start in range(0, len(ids), _PART):
+        statement = select(counters.c.id, counters.c.counter, counters.c.period)
+        for row in connection.execute(statement.where(counters.c.id.in_(ids[start : start + _PART]))):
+            found[row.id] = (row.counter, row.period)
     return found
 
 
@@ -151,7 +193,7 @@ def _spent(connection: Connection, names: Sequence[tuple[str, int]]) -> dict[tup
     for counter, period in set(names).difference(found):  # nothing was reserved of it yet: what it will begin with
         where = seed_of_budget(connection, counter)
         if where is not None:
-            found[counter, period] = spent_where(connection, where, period, last_sequence(connection))
+            found[counter, period] = spent_since(connection, where, period)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Sums over the ledger, from rollups of days, three hours and quarters of an hour; what these cannot tell, from rows.
+"""Sums over the ledger, from rollups; what these cannot tell, from rows.
 
 A range of time is covered by the longest buckets that lie in it. Its ends, where they are no quarter of an hour, are
 summed from the rows themselves, so the answer is exact for any range in any time zone.
@@ -8,18 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from operator import add
+from operator import add, sub
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import attrs
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Integer, Select, case, column, func, literal, select
 from sqlalchemy import values as values_of
 
 from penstock import Usage
 from penstock.governance import UsageQuery, UsageRow
-from penstock_plugins.store.commits import FAILED
-from penstock_plugins.store.ledger_tables import SPANS, SUMS, TOKENS, dimensions, ledger, rollups
+from penstock_plugins.store.ledger_tables import (
+    END_USERS,
+    FAILED,
+    LEVELS,
+    STEP,
+    SUMS,
+    TOKENS,
+    Level,
+    dimensions,
+    ledger,
+    level_of,
+    rollups,
+)
 
 COLUMN_OF = {
     "key": "virtual_key_id",
@@ -38,11 +50,15 @@ FILTERS = (
 )  # fmt: skip
 MAX_BUCKETS = 10_000
 _NANO = 1_000_000_000
-_STEP = SPANS[-1]
-_STEP_NS = _STEP * _NANO
+_STEP_NS = STEP * _NANO
 _PART = 1000
-Sums = list[int]
+_FEW = 4096
+"""Combinations of dimensions that are worth telling apart in memory: the database need not sort by their text."""
+_FEW_SUMS = 20_000
+Sums = Sequence[int]
 Group = tuple[str | None, ...]
+Signed = tuple[Group, bool]
+"""A group that sums are added to, or (``True``) taken from."""
 
 
 def check_filters(where: Mapping[str, str]) -> None:
@@ -52,7 +68,7 @@ def check_filters(where: Mapping[str, str]) -> None:
             raise ValueError(f"{name!r} cannot be filtered by; there are {', '.join(FILTERS)}")
 
 
-def sums_of_rows() -> list[ColumnElement[Any]]:
+def sums_of_rows(names: Sequence[str] = SUMS) -> list[ColumnElement[Any]]:
     """Return what SUMS are of rows of the ledger."""
     values = {
         "requests": case((ledger.c.outcome == "adjustment", 0), else_=1),
@@ -60,42 +76,63 @@ def sums_of_rows() -> list[ColumnElement[Any]]:
         "unpriced": case((ledger.c.cost_source == "unpriced", 1), else_=0),
         "estimated": case((ledger.c.usage_source == "estimated", 1), else_=0),
     }
-    return [values[name] if name in values else ledger.c[name] for name in SUMS]
+    return [values[name] if name in values else ledger.c[name] for name in names]
 
 
 def usage(connection: Connection, query: UsageQuery) -> Sequence[UsageRow]:
     """Return sums by bucket and group. Raises ValueError."""
     groups = _Groups(query)
     buckets = list(buckets_of(query))
+    names = _names_of_sums(connection, query)
     found: dict[tuple[int, Group], Sums] = {}
-    for sign in groups.signs:
-        for bucket, values, sums in _sums_of(connection, groups, buckets, sign):
-            for group in groups.of(values):
-                _add(found, (bucket, group), sums)
-            if sign < 0 and groups.is_split:  # what end users did is in the sums of all as well
-                for group in groups.of(groups.without_end_user(values)):
-                    _add(found, (bucket, group), [-value for value in sums])
-    rows = [_row(query, buckets[bucket][0], group, sums) for (bucket, group), sums in found.items() if any(sums)]
-    return sorted(rows, key=lambda row: (row.bucket_start or "", [value or "" for value in row.group.values()]))
+    for level in groups.levels:
+        asked = _Asked(connection, groups, level, names)
+        for bucket, signed, sums in _sums_of(asked, buckets):
+            for group, is_taken in signed:
+                held = found.get((bucket, group))
+                if held is None:
+                    found[bucket, group] = [-each for each in sums] if is_taken else sums
+                else:
+                    found[bucket, group] = list(map(sub if is_taken else add, held, sums))
+    there = sorted((bucket, [value or "" for value in group], group) for bucket, group in found)
+    tokens = [name for name in names if name in TOKENS]
+    return [
+        _row(
+            dict(zip(query.group_by, group, strict=True)),
+            buckets[bucket][0],
+            dict(zip(names, sums, strict=True)),
+            tokens,
+        )
+        for bucket, _, group in there
+        if any(sums := found[bucket, group])
+    ]
 
 
-def _add(found: dict[tuple[int, Group], Sums], key: tuple[int, Group], sums: Sequence[int]) -> None:
-    held = found.get(key)
-    found[key] = list(sums) if held is None else list(map(add, held, sums))
-
-
-def _row(query: UsageQuery, label: str | None, group: Group, sums: Sums) -> UsageRow:
-    named: dict[str, Any] = dict(zip(SUMS, sums, strict=True))
+def _row(
+    group: Mapping[str, str | None], label: str | None, sums: Mapping[str, int], tokens: Sequence[str]
+) -> UsageRow:
+    get = sums.get
     return UsageRow(
-        group=dict(zip(query.group_by, group, strict=True)),
+        group=group,
         bucket_start=label,
-        requests=named["requests"],
-        errors=named["errors"],
-        usage=Usage(**{name: named[name] for name in TOKENS}),
-        cost_nano_usd=named["cost_nano_usd"],
-        unpriced=named["unpriced"],
-        estimated=named["estimated"],
+        requests=sums["requests"],
+        errors=get("errors", 0),
+        usage=Usage(**{name: sums[name] for name in tokens}),  # type: ignore[arg-type]
+        cost_nano_usd=sums["cost_nano_usd"],
+        unpriced=get("unpriced", 0),
+        estimated=get("estimated", 0),
     )
+
+
+def _names_of_sums(connection: Connection, query: UsageQuery) -> tuple[str, ...]:
+    """Return those of SUMS that are not 0 throughout; sums of what is never negative are where their total is."""
+    level = LEVELS[-1]
+    span = level.spans[0]
+    first, last = query.since_ns // _NANO // span * span, query.until_ns // _NANO
+    of_days = (rollups.c.level == level.number, rollups.c.span == span, rollups.c.start.between(first, last))
+    totals = connection.execute(select(*(func.sum(rollups.c[name]) for name in SUMS)).where(*of_days)).one()
+    always = ("requests", "cost_nano_usd")
+    return tuple(name for name, total in zip(SUMS, totals, strict=True) if total or name in always)
 
 
 class _Groups:
@@ -110,31 +147,37 @@ class _Groups:
                 raise ValueError(f"usage cannot be grouped by {name!r}; there are {', '.join(COLUMN_OF)}")
         self._names = query.group_by
         self._tag = query.where.get("tag")
-        wants_one = "end_user" in query.where
-        self.is_split = "end_user" in query.group_by and not wants_one
-        self.signs = (-1,) if wants_one else (1, -1) if self.is_split else (1,)
+        wanted = {COLUMN_OF[name] for name in query.group_by} | {
+            "tags" if name == "tag" else name for name in query.where
+        }
+        self._is_split = "end_user" in query.group_by and "end_user" not in query.where
+        rest = level_of(wanted - {"end_user"})
+        self.levels = (END_USERS, rest) if self._is_split else (level_of(wanted),)
         self.columns = [dimensions.c[COLUMN_OF[name]] for name in query.group_by]
         if self._tag is not None:
             self.columns.append(dimensions.c.tags)
         self.where = [dimensions.c[name] == value for name, value in query.where.items() if name != "tag"]
 
-    def of(self, values: Sequence[str]) -> list[Group]:
+    def of(self, values: Sequence[str], level: Level) -> list[Signed]:
         """Return the groups that sums with these values of ``columns`` belong to: one for each tag."""
-        if self._tag is not None and self._tag not in _tags(values[-1]):
+        found = [(group, False) for group in self._of(values)]
+        if level is END_USERS and self._is_split:  # what end users did is in the sums of all as well
+            at = self._names.index("end_user")
+            found += [(group, True) for group in self._of([*values[:at], "", *values[at + 1 :]])]
+        return found
+
+    def _of(self, values: Sequence[str]) -> list[Group]:
+        if self._tag is not None and self._tag not in tags_in(values[-1]):
             return []
         groups: list[Group] = [()]
         for name, value in zip(self._names, values, strict=False):
-            choices: Sequence[str | None] = _tags(value) or (None,) if name == "tag" else (value or None,)
+            choices: Sequence[str | None] = tags_in(value) or (None,) if name == "tag" else (value or None,)
             groups = [(*group, choice) for group in groups for choice in choices]
         return groups
 
-    def without_end_user(self, values: Sequence[str]) -> Sequence[str]:
-        """Return the values that the sums of all are found by."""
-        at = self._names.index("end_user")
-        return [*values[:at], "", *values[at + 1 :]]
 
-
-def _tags(text: str) -> tuple[str, ...]:
+def tags_in(text: str) -> tuple[str, ...]:
+    """Return the tags of dimensions, each once."""
     return tuple(dict.fromkeys(msgspec.json.decode(text))) if text else ()
 
 
@@ -176,7 +219,7 @@ def _next(start: datetime, bucket: str, zone: ZoneInfo) -> datetime:
     if bucket == "hour":
         absolute = start.astimezone(UTC)
         for _ in range(8):  # quarters of an hour: clocks may move by half an hour
-            absolute += timedelta(seconds=_STEP)
+            absolute += timedelta(seconds=STEP)
             local = absolute.astimezone(zone)
             if not local.minute:
                 return local
@@ -188,7 +231,7 @@ def _next(start: datetime, bucket: str, zone: ZoneInfo) -> datetime:
     return datetime.fromtimestamp(day.replace(tzinfo=zone).timestamp(), zone)  # where midnight does not exist, after it
 
 
-def cover(since: int, until: int, spans: Sequence[int] = SPANS) -> Iterator[tuple[int, int, int]]:
+def cover(since: int, until: int, spans: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Yield span, start and end of runs of buckets that make up a range that begins and ends with the shortest."""
     span = spans[0]
     first, last = -(-since // span) * span, until // span * span
@@ -203,54 +246,111 @@ def cover(since: int, until: int, spans: Sequence[int] = SPANS) -> Iterator[tupl
         yield from cover(last, until, spans[1:])
 
 
+@attrs.frozen
+class _Asked:
+    """Hold what is asked of one level."""
+
+    connection: Connection
+    groups: _Groups
+    level: Level
+    names: Sequence[str]
+
+    @property
+    def where(self) -> list[ColumnElement[bool]]:
+        """Return what dimensions must be."""
+        return [dimensions.c.level == self.level.number, *self.groups.where]
+
+
+@attrs.frozen
+class _Run:
+    """Cover buckets of a query that follow each other, each by as many buckets of rollups of one span."""
+
+    number: int
+    """Of the first of them."""
+    span: int
+    first: int
+    last: int
+    length: int
+    """Of each bucket, in seconds."""
+
+
 def _sums_of(
-    connection: Connection, groups: _Groups, buckets: Sequence[tuple[str | None, int, int]], sign: int
-) -> Iterator[tuple[int, Sequence[str], Sequence[int]]]:
-    """Yield number of the bucket, values of the groups' columns, and sums."""
-    runs: list[tuple[int, int, int, int]] = []
+    asked: _Asked, buckets: Sequence[tuple[str | None, int, int]]
+) -> Iterator[tuple[int, Sequence[Signed], Sequence[int]]]:
+    """Yield number of the bucket, groups and sums."""
+    runs: list[_Run] = []
     ends: list[tuple[int, int, int]] = []
     for number, (_, since_ns, until_ns) in enumerate(buckets):
-        first, last = -(-since_ns // _STEP_NS) * _STEP, until_ns // _STEP_NS * _STEP
+        first, last = -(-since_ns // _STEP_NS) * STEP, until_ns // _STEP_NS * STEP
         if first >= last:
             ends.append((number, since_ns, until_ns))
             continue
         ends += [(number, since_ns, first * _NANO), (number, last * _NANO, until_ns)]
-        runs += [(number, sign * span, start, end) for span, start, end in cover(first, last)]
-    width = len(groups.columns)
-    for statement in (
-        *_from_rollups(groups, runs),
-        *_from_rows(groups, [each for each in ends if each[1] < each[2]], sign),
-    ):
-        for row in connection.execute(statement):
-            yield row[0], row[1 : 1 + width], row[1 + width :]
-
-
-def _from_rollups(groups: _Groups, runs: Sequence[tuple[int, int, int, int]]) -> Iterator[Select[Any]]:
-    columns = [column(name, Integer) for name in ("number", "span", "first", "last")]
+        for span, start, end in cover(first, last, asked.level.spans):
+            before = runs[-1] if runs else None
+            if before and (before.span, before.last, before.length) == (span, start, end - start):
+                runs[-1] = attrs.evolve(before, last=end)
+            else:
+                runs.append(_Run(number, span, start, end, end - start))
+    known = _few(asked, len(buckets))
     for part in _parts(runs):
-        run = values_of(*columns, name="run").data(part).cte("run")
-        yield (
-            select(run.c.number, *groups.columns, *(func.sum(rollups.c[name]) for name in SUMS))
-            .select_from(run)
-            .join(rollups, (rollups.c.span == run.c.span) & rollups.c.start.between(run.c.first, run.c.last - 1))
-            .join(dimensions, dimensions.c.id == rollups.c.dimensions_id)
-            .where(*groups.where)
-            .group_by(run.c.number, *groups.columns)
-        )
+        if known is None:
+            yield from _by_columns(asked, _of_rollups(asked, part))
+            continue
+        statement = _of_rollups(asked, part, rollups.c.dimensions_id)
+        for bucket, dimensions_id, *sums in asked.connection.execute(statement):
+            yield bucket, known[dimensions_id], sums
+    for number, since_ns, until_ns in ends:
+        if since_ns < until_ns:
+            yield from _by_columns(asked, _of_rows(asked, number, since_ns, until_ns))
 
 
-def _from_rows(groups: _Groups, ends: Sequence[tuple[int, int, int]], sign: int) -> Iterator[Select[Any]]:
-    number = ledger.c.dimensions_id if sign > 0 else ledger.c.end_user_dimensions_id
-    for bucket, since_ns, until_ns in ends:
-        yield (
-            select(literal(bucket), *groups.columns, *(func.sum(value) for value in sums_of_rows()))
-            .select_from(ledger)
-            .join(dimensions, dimensions.c.id == number)
-            .where(ledger.c.started_at_ns >= since_ns, ledger.c.started_at_ns < until_ns, *groups.where)
-            .group_by(literal(bucket), *groups.columns)
-        )
+def _by_columns(asked: _Asked, statement: Select[Any]) -> Iterator[tuple[int, Sequence[Signed], Sequence[int]]]:
+    width = 1 + len(asked.groups.columns)
+    for row in asked.connection.execute(statement):
+        yield row[0], asked.groups.of(row[1:width], asked.level), row[width:]
 
 
-def _parts(runs: Sequence[tuple[int, int, int, int]]) -> Iterator[Sequence[tuple[int, int, int, int]]]:
+def _few(asked: _Asked, buckets: int) -> dict[int, list[Signed]] | None:
+    """Return the groups of the dimensions asked for, by their ids; None where these are better joined."""
+    statement = select(dimensions.c.id, *asked.groups.columns).where(*asked.where).limit(_FEW + 1)
+    rows = asked.connection.execute(statement).all()
+    if len(rows) > _FEW:
+        return None
+    is_little = len(rows) * buckets <= _FEW_SUMS or len(rows) <= 2 * len({row[1:] for row in rows})
+    return {row[0]: asked.groups.of(row[1:], asked.level) for row in rows} if is_little else None
+
+
+def _of_rollups(asked: _Asked, runs: Sequence[_Run], *by: ColumnElement[Any]) -> Select[Any]:
+    columns = [column(field.name, Integer) for field in attrs.fields(_Run)]
+    run = values_of(*columns, name="run").data([attrs.astuple(each) for each in runs]).cte("run")
+    number = run.c.number + (rollups.c.start - run.c.first) // run.c.length
+    is_in = (
+        (rollups.c.level == asked.level.number)
+        & (rollups.c.span == run.c.span)
+        & rollups.c.start.between(run.c.first, run.c.last - 1)
+    )
+    sums = [func.sum(rollups.c[name]) for name in asked.names]
+    groups = by or asked.groups.columns
+    statement = select(number, *groups, *sums).select_from(run).join(rollups, is_in).group_by(number, *groups)
+    if not by:
+        return statement.join(dimensions, dimensions.c.id == rollups.c.dimensions_id).where(*asked.where)
+    if asked.groups.where:
+        return statement.where(rollups.c.dimensions_id.in_(select(dimensions.c.id).where(*asked.where)))
+    return statement
+
+
+def _of_rows(asked: _Asked, bucket: int, since_ns: int, until_ns: int) -> Select[Any]:
+    number = ledger.c.end_user_dimensions_id if asked.level is END_USERS else ledger.c.dimensions_id
+    return (
+        select(literal(bucket), *asked.groups.columns, *(func.sum(value) for value in sums_of_rows(asked.names)))
+        .select_from(ledger)
+        .join(dimensions, dimensions.c.id == number)
+        .where(ledger.c.started_at_ns >= since_ns, ledger.c.started_at_ns < until_ns, *asked.groups.where)
+        .group_by(literal(bucket), *asked.groups.columns)
+    )
+
+
+def _parts(runs: Sequence[_Run]) -> Iterator[Sequence[_Run]]:
     for start in range(0, len(runs), _PART):
         yield runs[start : start + _PART]

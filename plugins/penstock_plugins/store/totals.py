@@ -10,18 +10,29 @@ from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 import msgspec
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Select, func, insert, select
 
 from penstock_plugins.store.bulk import find_one, find_where
-from penstock_plugins.store.ledger_tables import counters, ledger
+from penstock_plugins.store.ledger_tables import (
+    END_USERS,
+    STEP,
+    Level,
+    counters,
+    dimensions,
+    ledger,
+    level_of,
+    rollups,
+)
+from penstock_plugins.store.rollups import cover
 from penstock_plugins.store.tables import objects
 
 CounterSeed = Callable[[Connection, str], Mapping[str, str] | None]
-"""Return the columns of the ledger, and their values, that the spend of a counter is found by; None for no spend."""
+"""Return the dimensions, and their values, that the spend of a counter is found by; None for no spend."""
 Name = tuple[str, int]
 """Of a counter, and its period."""
 
 _NANO = 1_000_000_000
+_FOR_EVER = 86_400 << 24
 _FIND = find_where((counters.c.id, counters.c.total), counters.c.counter, counters.c.period)
 _COLUMN_OF_SCOPE = {
     "organization": "organization_id",
@@ -54,7 +65,7 @@ def find_or_add(connection: Connection, names: Iterable[tuple[Name, bool]], seed
 def _add(connection: Connection, name: Name, is_durable: bool, seed: CounterSeed) -> Total:
     where = seed(connection, name[0]) if is_durable else None
     through = last_sequence(connection)
-    amount = 0 if where is None else spent_where(connection, where, name[1], through)
+    amount = 0 if where is None else spent_since(connection, where, name[1])
     made = connection.execute(
         insert(counters).values(
             counter=name[0],
@@ -75,20 +86,43 @@ def last_sequence(connection: Connection) -> int:
     return int(connection.execute(select(func.coalesce(func.max(ledger.c.sequence), 0))).scalar_one())
 
 
+def spent_since(connection: Connection, where: Mapping[str, str], period: int) -> int:
+    """Return what was spent from the start of a period until now, from rollups where they can tell."""
+    level = level_of(set(where))
+    first = -(-period // STEP) * STEP
+    amount = 0
+    for span, start, end in cover(first, _FOR_EVER, level.spans):
+        in_run = (rollups.c.level == level.number, rollups.c.span == span, rollups.c.start.between(start, end - 1))
+        rows = select(func.sum(rollups.c.cost_nano_usd)).where(
+            *in_run, rollups.c.dimensions_id.in_(_dimensions(where, level))
+        )
+        amount += connection.execute(rows).scalar() or 0
+    in_first = (ledger.c.started_at_ns >= period * _NANO, ledger.c.started_at_ns < first * _NANO)
+    of_earlier = (ledger.c.counts_from_ns.is_not(None), ledger.c.counts_from_ns < period * _NANO)
+    amount += _cost_of(connection, where, *in_first)
+    return amount - _cost_of(connection, where, ledger.c.started_at_ns >= period * _NANO, *of_earlier)
+
+
 def spent_where(connection: Connection, where: Mapping[str, str], period: int, through: int) -> int:
-    """Return what was spent from the start of a period up to a row of the ledger."""
+    """Return what was spent from the start of a period up to a row of the ledger, from rows."""
     since = period * _NANO
-    return int(
-        connection.execute(
-            select(func.coalesce(func.sum(ledger.c.cost_nano_usd), 0)).where(
-                # A correction counts when the row it corrects did, which is not later than itself.
-                ledger.c.started_at_ns >= since,
-                ledger.c.counted_at_ns >= since,
-                ledger.c.sequence <= through,
-                *(ledger.c[column] == value for column, value in where.items()),
-            )
-        ).scalar_one()
+    # A correction counts when the row it corrects did, which is not later than itself.
+    counts_from = func.coalesce(ledger.c.counts_from_ns, ledger.c.started_at_ns)
+    return _cost_of(
+        connection, where, ledger.c.started_at_ns >= since, counts_from >= since, ledger.c.sequence <= through
     )
+
+
+def _cost_of(connection: Connection, where: Mapping[str, str], *conditions: ColumnElement[bool]) -> int:
+    level = level_of({*where, "virtual_key_id"})  # rows refer to the finer levels only
+    number = ledger.c.end_user_dimensions_id if level is END_USERS else ledger.c.dimensions_id
+    cost = select(func.sum(ledger.c.cost_nano_usd)).where(*conditions, (number + 0).in_(_dimensions(where, level)))
+    return connection.execute(cost).scalar() or 0
+
+
+def _dimensions(where: Mapping[str, str], level: Level) -> Select[tuple[int]]:
+    values = (dimensions.c[name] == value for name, value in where.items())
+    return select(dimensions.c.id).where(dimensions.c.level == level.number, *values)
 
 
 def seed_of_budget(connection: Connection, counter: str) -> Mapping[str, str] | None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, func, literal, select, union_all
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, literal, or_, select, union_all
 
 from penstock.governance import Discrepancy
+from penstock_plugins.store.commits import debits_in
 from penstock_plugins.store.ledger_tables import (
+    ALL,
     DIMENSIONS,
-    SPANS,
+    END_USERS,
+    LEVELS,
     SUMS,
+    Level,
     counters,
-    debits,
     dimensions,
     key_use,
     ledger,
@@ -24,75 +28,83 @@ from penstock_plugins.store.rollups import sums_of_rows
 from penstock_plugins.store.totals import spent_where
 
 _NANO = 1_000_000_000
+_PART = 1000
 
 
 def discrepancies(connection: Connection) -> Iterator[Discrepancy]:
     """Yield whatever differs."""
     yield from _counters(connection)
     yield from _dimensions(connection)
-    for span in SPANS:
-        yield from _rollups(connection, span, 1)
-        yield from _rollups(connection, span, -1)
+    for level in LEVELS:
+        for span in level.spans:
+            yield from _rollups(connection, level, span)
     yield from _key_use(connection)
 
 
 def _counters(connection: Connection) -> Iterator[Discrepancy]:
-    charged = (
-        select(debits.c.counter_id, func.sum(debits.c.charged).label("charged"))
-        .group_by(debits.c.counter_id)
-        .subquery()
-    )
-    statement = (
-        select(counters, func.coalesce(charged.c.charged, 0).label("charged"))
-        .outerjoin(charged, charged.c.counter_id == counters.c.id)
-        .where(counters.c.is_durable.is_(True))
-    )
-    for row in connection.execute(statement).all():
+    charged: Counter[int] = Counter()
+    rows = connection.scalars(select(ledger.c.debits).where(ledger.c.debits.is_not(None)))
+    for part in rows.partitions(_PART):
+        for text in part:
+            for counter_id, _, charge in debits_in(text):
+                charged[counter_id] += charge
+    for row in connection.execute(select(counters).where(counters.c.is_durable.is_(True))).all():
         seed = 0
         if row.seed_where is not None and row.seed_through:
             seed = spent_where(connection, msgspec.json.decode(row.seed_where), row.period, row.seed_through)
-        if row.total != seed + row.charged:
-            yield Discrepancy(what=row.counter, period=row.period, recorded=row.total, derived=seed + row.charged)
+        derived = seed + charged.pop(row.id, 0)
+        if row.total != derived:
+            yield Discrepancy(what=row.counter, period=row.period, recorded=row.total, derived=derived)
+    for counter_id, amount in charged.items():
+        yield Discrepancy(what=f"counter {counter_id} that rows are charged to", period=0, recorded=0, derived=amount)
 
 
 def _dimensions(connection: Connection) -> Iterator[Discrepancy]:
     """Yield the combinations of dimensions that are not those of the rows that refer to them."""
-    of_ledger = {name: ledger.c[name] for name in DIMENSIONS if name not in ("model", "end_user")}
-    of_ledger["model"] = func.coalesce(func.nullif(ledger.c.model_served, ""), ledger.c.model_asked)  # type: ignore[assignment]
-    differs = [func.coalesce(column, "") != dimensions.c[name] for name, column in of_ledger.items()]
-    for number, end_user in (
-        (ledger.c.dimensions_id, literal("")),
-        (ledger.c.end_user_dimensions_id, ledger.c.end_user),
-    ):
-        condition = dimensions.c.end_user != end_user
-        for each in differs:
-            condition = condition | each
-        statement = (
-            select(dimensions.c.id, func.count())
-            .join(ledger, number == dimensions.c.id)
-            .where(condition)
-            .group_by(dimensions.c.id)
-        )
-        for row in connection.execute(statement):
-            yield Discrepancy(what=f"dimensions {row[0]}: rows of others", period=0, recorded=row[1], derived=0)
+    of_all, of_end_user = dimensions.alias("of_all"), dimensions.alias("of_end_user")
+    model = func.coalesce(func.nullif(ledger.c.model_served, ""), ledger.c.model_asked, "")
+    is_wrong = (of_all.c.level.is_(None)) | (of_all.c.level != ALL.number) | (of_all.c.model != model)
+    yield from _referred(
+        connection, select(ledger.c.dimensions_id, func.count()).outerjoin_from(
+            ledger, of_all, of_all.c.id == ledger.c.dimensions_id
+        ).where(is_wrong).group_by(ledger.c.dimensions_id)
+    )  # fmt: skip
+    differs: ColumnElement[bool] = of_end_user.c.level.is_(None) | (of_end_user.c.level != END_USERS.number)
+    for name in ALL.dimensions:
+        differs = differs | (of_all.c[name] != of_end_user.c[name])
+    yield from _referred(
+        connection, select(ledger.c.end_user_dimensions_id, func.count()).outerjoin_from(
+            ledger, of_all, of_all.c.id == ledger.c.dimensions_id
+        ).outerjoin(of_end_user, of_end_user.c.id == ledger.c.end_user_dimensions_id)
+        .where(ledger.c.end_user_dimensions_id.is_not(None), differs).group_by(ledger.c.end_user_dimensions_id)
+    )  # fmt: skip
 
 
-def _rollups(connection: Connection, span: int, sign: int) -> Iterator[Discrepancy]:
-    group = ledger.c.dimensions_id if sign > 0 else ledger.c.end_user_dimensions_id
+def _referred(connection: Connection, statement: Select[Any]) -> Iterator[Discrepancy]:
+    for dimensions_id, rows in connection.execute(statement).all():
+        yield Discrepancy(what=f"dimensions {dimensions_id}: rows of others", period=0, recorded=rows, derived=0)
+
+
+def _rollups(connection: Connection, level: Level, span: int) -> Iterator[Discrepancy]:
+    number = ledger.c.end_user_dimensions_id if level is END_USERS else ledger.c.dimensions_id
     seconds = ledger.c.started_at_ns // _NANO
-    start = seconds - seconds % span
     none: list[ColumnElement[Any]] = [literal(0)] * len(SUMS)
-    derived = select(
-        start.label("start"), group.label("group"), *_named("d", sums_of_rows()), *_named("r", none)
-    ).where(group.is_not(None))
+    kept = {"level": literal(level.number), **{name: literal("") for name in DIMENSIONS}}
+    coarse, fine = dimensions.alias("coarse"), dimensions.alias("fine")
+    kept |= {name: fine.c[name] for name in level.dimensions}
+    same = [coarse.c[name] == value for name, value in kept.items()]
+    derived = (
+        select((seconds - seconds % span).label("start"), func.coalesce(coarse.c.id, -fine.c.id).label("group"),
+               *_named("d", sums_of_rows()), *_named("r", none))
+        .join_from(ledger, fine, fine.c.id == number)
+        .outerjoin(coarse, and_(*same))
+    )  # fmt: skip
     recorded = select(
         rollups.c.start, rollups.c.dimensions_id, *_named("d", none), *_named("r", [rollups.c[name] for name in SUMS])
-    ).where(rollups.c.span == sign * span)
+    ).where(rollups.c.level == level.number, rollups.c.span == span)
     both = union_all(derived, recorded).subquery()
     sums = [func.sum(both.c[f"{side}_{name}"]) for name in SUMS for side in "dr"]
-    differs = literal(value=False)
-    for index in range(0, len(sums), 2):
-        differs = differs | (sums[index] != sums[index + 1])  # type: ignore[assignment]
+    differs = or_(*(sums[index] != sums[index + 1] for index in range(0, len(sums), 2)))
     statement = select(both.c.start, both.c.group, *sums).group_by(both.c.start, both.c.group).having(differs)
     for row in connection.execute(statement):
         for index, name in enumerate(SUMS):
@@ -107,10 +119,16 @@ def _named(side: str, values: Sequence[ColumnElement[Any]]) -> list[ColumnElemen
 
 
 def _key_use(connection: Connection) -> Iterator[Discrepancy]:
-    derived = (
-        select(ledger.c.virtual_key_id, (func.max(ledger.c.started_at_ns) // 1_000_000).label("at_ms"))
+    latest = (
+        select(ledger.c.dimensions_id, func.max(ledger.c.started_at_ns).label("at"))
         .where(ledger.c.outcome != "adjustment")
-        .group_by(ledger.c.virtual_key_id)
+        .group_by(ledger.c.dimensions_id)
+        .subquery()
+    )
+    derived = (
+        select(dimensions.c.virtual_key_id, (func.max(latest.c.at) // 1_000_000).label("at_ms"))
+        .join_from(latest, dimensions, dimensions.c.id == latest.c.dimensions_id)
+        .group_by(dimensions.c.virtual_key_id)
         .subquery()
     )
     statement = select(derived, key_use.c.last_used_at_ms).outerjoin(

@@ -42,8 +42,9 @@ def _make_ledger() -> None:
         sa.Column("request_id", sa.String, nullable=False, unique=True),
         _number("started_at_ns"),
         _number("duration_ns"),
-        *(_text(name, is_nullable=False) for name in _SCOPES),
-        *(_text(name) for name in ("end_user", "binding_id", "provider", "model_asked", "model_served")),
+        sa.Column("dimensions_id", sa.Integer, nullable=False),
+        sa.Column("end_user_dimensions_id", sa.Integer),
+        *(_text(name) for name in ("model_asked", "model_served")),
         *(_number(name) for name in _TOKENS),
         _text("usage_source"),
         _number("cost_nano_usd"),
@@ -55,17 +56,20 @@ def _make_ledger() -> None:
         sa.Column("is_stream", sa.Boolean, nullable=False),
         sa.Column("fallback_count", sa.Integer, nullable=False),
         sa.Column("attempts", sa.Text),
-        sa.Column("tags", sa.Text),
+        sa.Column("debits", sa.Text),
         _text("adjusts"),
-        _number("counted_at_ns", is_nullable=True),
-        sa.Column("dimensions_id", sa.Integer, nullable=False),
-        sa.Column("end_user_dimensions_id", sa.Integer),
+        _number("counts_from_ns", is_nullable=True),
     )
-    op.create_index("ledger_by_time", "ledger", ["started_at_ns", "request_id"])
-    op.create_index("ledger_by_key", "ledger", ["virtual_key_id", "started_at_ns", "request_id"])
-    op.create_index("ledger_by_project", "ledger", ["project_id", "started_at_ns", "request_id"])
-    op.create_index("ledger_by_principal", "ledger", ["principal_id", "started_at_ns", "request_id"])
-    op.create_index("ledger_by_adjusted", "ledger", ["adjusts"])
+    op.create_index("ledger_by_time", "ledger", ["started_at_ns", "dimensions_id"])
+    op.create_index("ledger_by_dimensions", "ledger", ["dimensions_id", "started_at_ns"])
+    _index_rare("ledger_by_end_user", "end_user_dimensions_id", "started_at_ns")
+    _index_rare("ledger_by_adjusts", "adjusts")
+    _index_rare("ledger_by_counts_from_ns", "counts_from_ns")
+
+
+def _index_rare(name: str, *columns: str) -> None:
+    is_there = sa.text(f"{columns[0]} IS NOT NULL")
+    op.create_index(name, "ledger", list(columns), sqlite_where=is_there, postgresql_where=is_there)
 
 
 def _make_counters() -> None:
@@ -81,15 +85,6 @@ def _make_counters() -> None:
         sa.Column("seed_where", sa.Text),
     )
     op.create_index("counters_by_name", "counters", ["counter", "period"], unique=True)
-    op.create_table(
-        "debits",
-        _key("sequence"),
-        _key("counter_id"),
-        _number("reserved"),
-        _number("charged"),
-        sqlite_with_rowid=False,
-    )
-    op.create_index("debits_by_counter", "debits", ["counter_id", "sequence", "charged"])
 
 
 def _make_rollups() -> None:
@@ -97,11 +92,13 @@ def _make_rollups() -> None:
     op.create_table(
         "dimensions",
         sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("level", sa.Integer, nullable=False),
         *(_text(name, is_nullable=False) for name in names),
     )
-    op.create_index("dimensions_unique", "dimensions", list(names), unique=True)
+    op.create_index("dimensions_unique", "dimensions", ["level", *names], unique=True)
     op.create_table(
         "rollups",
+        _key("level"),
         _key("span"),
         _key("start", sa.BigInteger),
         _key("dimensions_id"),
