@@ -6,13 +6,17 @@ import importlib.metadata
 import io
 import json
 import logging
+import os
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from demo_process import PENSTOCK
 from management_client import Api, running_api
+from penstock import ConfigurationError
 from penstock.cli import COMMAND_GROUP, cli
 from penstock.governance import Scope
 from penstock.log import Log, taking_library_records
@@ -20,7 +24,9 @@ from penstock_plugins.demo.folder import prepare
 from penstock_plugins.management.catalogue import RESOURCE_OF
 from penstock_plugins.management.resources import Draft
 from penstock_plugins.management.rest.asks import Answer, Ask
+from penstock_plugins.management_cli.client import Api as Client
 from penstock_plugins.management_cli.login import sends_openly
+from penstock_plugins.management_cli.profile import Access, find_access, write_profile
 
 pytestmark = pytest.mark.anyio
 
@@ -93,6 +99,33 @@ async def test_no_credential_is_kept_in_the_open_as_an_extra_header(name: str) -
         body = {"name": "b", "type": "openai", "credential": CREDENTIAL, "extra_headers": {name: "Bearer hidden"}}
         status, message = await refused(api, "POST", "/provider-bindings", body)
         assert (status, "give credential" in message, "hidden" in message) == (400, True, False)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["169.254.169.254", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "[::ffff:169.254.169.254]", "[fe80::1]"],
+)
+async def test_nobody_has_the_gateway_ask_what_gives_out_the_credentials_of_its_machine(host: str) -> None:
+    async with running_api() as api:
+        body = {"name": "b", "type": "openai", "credential": CREDENTIAL}
+        for member in ("base_url", "proxy"):
+            status, message = await refused(api, "POST", "/provider-bindings", {**body, member: f"http://{host}/"})
+            assert (status, message) == (400, f"{member}: must not be a link-local address")
+        hook = {"name": "w", "url": f"https://{host}/hook"}
+        assert await refused(api, "POST", "/webhooks", hook) == (400, "url: must not be a link-local address")
+        await api.make("/provider-bindings", {**body, "base_url": "http://10.0.0.7:8000"})
+
+
+async def test_a_rehearsed_change_of_a_binding_leaves_its_address_in_force_alone() -> None:
+    async with running_api() as api:
+        body = {"name": "b", "type": "openai", "credential": CREDENTIAL, "base_url": "http://127.0.0.1:9"}
+        binding = await api.make("/provider-bindings", body)
+        provider: Any = api.harness.gateway.generation.services.providers.get("openai")
+        before = provider._addresses[binding["id"]]
+        document = {"provider_bindings": [{**body, "base_url": "http://127.0.0.1:8"}]}
+        rehearsed = await api.ask("POST", "/config/apply", {"document": document, "dry_run": True})
+        assert [change["action"] for change in rehearsed.body["changes"]] == ["update"]
+        assert provider._addresses[binding["id"]] is before
 
 
 async def test_nothing_on_its_way_through_the_plane_shows_secrets_when_printed() -> None:
@@ -214,6 +247,41 @@ async def test_a_body_nested_beyond_measure_is_refused(deep: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/virtual-keys", {"name": "k", "tags": list(range(100_000))}, "tags"),
+        ("/virtual-keys", {"name": "k", "rate_limits": {f"rpn{n}": 1 for n in range(50_000)}}, "rate_limits"),
+        ("/virtual-keys", {"name": "k", "provider_bindings": ["m"] * 5_000}, "provider_bindings"),
+        ("/groups", {"slug": "g", "member_ids": ["default"] * 5_000}, "member_ids"),
+    ],
+)
+async def test_what_holds_too_much_is_refused_before_each_item_is_looked_at(
+    path: str, body: dict[str, Any], field: str
+) -> None:
+    async with running_api() as api:
+        await api.make("/provider-bindings", {"name": "m", "type": "mock"})
+        status, message = await refused(api, "POST", path, body)
+        assert (status, message.startswith(f"{field}: holds at most 500, not ")) == (400, True)
+
+
+async def test_a_refusal_names_some_faults_and_not_a_hundred_thousand() -> None:
+    async with running_api() as api:
+        body = {"name": "k", "tags": [1] * 400, "y" * 100_000: 1}
+        assert len((await refused(api, "POST", "/virtual-keys", body))[1]) < 2_000
+        del body["y" * 100_000]
+        assert len((await refused(api, "POST", "/virtual-keys", body))[1]) < 2_000
+
+
+async def test_what_anybody_may_read_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_api() as api:
+        first = await api.holding(None).ask("GET", "/openapi.json")
+        monkeypatch.delattr("penstock_plugins.management.openapi.document")
+        second = await api.holding(None).ask("GET", "/openapi.json")
+        assert (first.status, second.status) == (200, 200)
+        assert first.raw == second.raw
+
+
+@pytest.mark.parametrize(
     ("path", "message"),
     [
         ("/prices?provider=openai&model=gpt-5&at=yesterday", "at: must be a time"),
@@ -280,6 +348,42 @@ def test_what_libraries_log_is_a_line_of_the_gateways_log() -> None:
 )  # fmt: skip
 def test_login_warns_of_every_address_to_which_a_token_goes_in_the_open(url: str, *, openly: bool) -> None:
     assert sends_openly(url) is openly
+
+
+def test_a_refused_token_is_told_by_where_it_came_from(tmp_path: Path) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text("ps_at_file")
+    given = {"PENSTOCK_URL": "http://127.0.0.1:9", "PENSTOCK_TOKEN": "ps_at_variable"}
+    assert find_access(environment=given).token_origin == "PENSTOCK_TOKEN"
+    assert find_access(environment=given, token_file=str(token_file)).token_origin == "--token-file"
+    home = {"XDG_CONFIG_HOME": str(tmp_path)}
+    write_profile("http://127.0.0.1:9", "ps_at_kept", home)
+    assert find_access(environment=home).token_origin is None
+    assert find_access(environment={**home, "PENSTOCK_TOKEN": "ps_at_variable"}).token_origin == "PENSTOCK_TOKEN"
+
+
+def test_an_argument_that_is_no_text_is_a_fault_of_usage() -> None:
+    api = Client(Access("http://127.0.0.1:9", "ps_at_x", "--url"))
+    with pytest.raises(ConfigurationError, match="no UTF-8"):
+        api.request("POST", "/teams", {"slug": "\udcff"})
+
+
+def test_an_output_that_takes_no_more_is_one_line_and_status_1() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [PENSTOCK, "new-key"], check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (1, "penstock: standard output: No space left on device\n")
+
+
+def test_a_reader_that_is_gone_ends_a_command_without_a_word() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [PENSTOCK, "new-key"], check=False, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_help_looks_for_installed_commands_once(monkeypatch: pytest.MonkeyPatch) -> None:

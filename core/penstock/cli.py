@@ -5,7 +5,10 @@ Commands of other distributions come in through the entry-point group ``penstock
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib.metadata
+import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +20,7 @@ from penstock.errors import ConfigurationError
 
 COMMAND_GROUP = "penstock.commands"
 DEFAULT_FILE = "penstock.toml"
+_UNWRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)
 
 
 class Commands(click.Group):
@@ -142,8 +146,6 @@ def check(path: Path, *, explain: bool) -> None:
 @click.option("--namespace", default="penstock", show_default=True, help="The gateway's namespace.")
 def hash_key_command(pepper_env: str, namespace: str) -> None:
     """Read a virtual key on standard input and print the hash a configuration may hold."""
-    import os  # noqa: PLC0415
-
     from penstock.keys import hash_key, is_well_formed  # noqa: PLC0415
 
     pepper = os.environ.get(pepper_env)
@@ -216,3 +218,12 @@ def main() -> None:
         sys.exit(2)
     except click.Abort:
         sys.exit(130)
+    except OSError as error:
+        if error.filename is not None or error.errno not in _UNWRITTEN:
+            raise
+        # Standard output takes no more: what is buffered for it must not be tried again at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:
+            click.echo(f"penstock: standard output: {error.strerror}", err=True)
+        sys.exit(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import socket
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -102,6 +104,29 @@ def check_url(where: str, url: str) -> None:
         raise bad_field(where, "must be a URL that begins with http:// or https://")
     if "@" in parts.netloc:
         raise bad_field(where, "must not hold a user or password; the credential has a member of its own")
+    _check_address(where, parts.hostname or "")
+
+
+def _check_address(where: str, host: str) -> None:
+    """Raise RefusedError for a link-local address written out: that is where a machine's own credentials are given out.
+
+    Names are resolved when they are called, and it is for whoever calls them to look again.
+    """
+    address = _address_in(host)
+    if address is not None and address.is_link_local:
+        raise bad_field(where, "must not be a link-local address")
+
+
+def _address_in(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address that a host is, in any spelling the system's resolver takes; None for a name."""
+    try:
+        found = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        try:
+            found = ipaddress.IPv4Address(socket.inet_aton(host))  # 2852039166, 0xa9fea9fe, 169.254.43518
+        except (OSError, UnicodeEncodeError):
+            return None
+    return found if found.version == 4 else found.ipv4_mapped or found
 
 
 def _check_proxy(url: str) -> None:
@@ -114,6 +139,7 @@ def _check_proxy(url: str) -> None:
         raise bad_field("proxy", "must be a URL that begins with http://, https:// or socks5://")
     if "@" in parts.netloc:
         raise bad_field("proxy", "must not hold a user or password")
+    _check_address("proxy", parts.hostname or "")
 
 
 def make_binding(binding_id: str, binding: Binding, credential: Secret | None) -> ProviderBinding:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, Literal, get_args, get_origin
 
 import attrs
@@ -24,6 +25,10 @@ from penstock_plugins.management.faults import RefusedError, bad_field
 
 MAX_INTEGER = 2**53 - 1
 """What every JSON reader takes exactly."""
+MAX_ITEMS = 500
+"""How many items a list, and how many members an object, may have."""
+MAX_FAULTS = 20
+"""How many faults an answer names."""
 _WORDS = {dict: "an object", list: "a list", tuple: "a list", str: "a string", bool: "a boolean", int: "an integer",
           float: "a number", type(None): "null"}  # fmt: skip
 
@@ -36,7 +41,7 @@ def structure(table: Mapping[str, Any], kind: type[Any], known: Sequence[str] = 
     try:
         return _converter().structure(table, kind)
     except (BaseValidationError, ForbiddenExtraKeysError) as error:
-        faults = list(_faults(error, "", known))
+        faults = list(itertools.islice(_faults(error, "", known), MAX_FAULTS))
     fields = [field for field, _ in faults]
     message = "; ".join(f"{field}: {rule}" if field else rule for field, rule in faults)
     raise RefusedError("bad_request", message, meta={"field": fields[0], "fields": fields})
@@ -66,7 +71,7 @@ def refuse_unknown(given: Mapping[str, Any], known: Sequence[str]) -> None:
     """Raise RefusedError naming the members nobody knows, and what each was probably meant to be."""
     for name in given:
         if name not in known:
-            raise bad_field(name, f"unknown member{suggest(name, known)}")
+            raise bad_field(name[:80], f"unknown member{suggest(name[:80], known)}")
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
@@ -131,15 +136,23 @@ def _object(structure_object: Any) -> Any:
     def check(value: Any, kind: Any) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f"must be an object, not {shown(value)}")
+        _check_size(value)
         return structure_object(value, kind)
 
     return check
+
+
+def _check_size(value: Sized) -> None:
+    """Raise ValueError for what has too many items, before each of them is looked at."""
+    if len(value) > MAX_ITEMS:
+        raise ValueError(f"holds at most {MAX_ITEMS}, not {len(value)}")
 
 
 def _list_of(converter: cattrs.Converter) -> Any:
     def check(value: Any, kind: Any) -> Any:
         if not isinstance(value, list | tuple):
             raise ValueError(f"must be a list, not {shown(value)}")
+        _check_size(value)
         return tuple(converter.structure(list(value), list[get_args(kind)[0]]))  # type: ignore[arg-type,misc]
 
     return check
@@ -163,7 +176,7 @@ def _faults(error: BaseException, path: str, known: Sequence[str] = ()) -> Itera
     if isinstance(error, ForbiddenExtraKeysError):
         names = [field.name for field in attrs.fields(error.cl)] if error.cl is not None else []
         for name in sorted(error.extra_fields):
-            yield _join(path, name), f"unknown member{suggest(name, [*names, *known])}"
+            yield _join(path, name[:80]), f"unknown member{suggest(name[:80], [*names, *known])}"
     elif isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from _faults(inner, _join(path, *_place(inner)), known if not path and not _place(inner) else ())

@@ -11,6 +11,7 @@ from typing import Any
 
 from penstock.governance import Scope, StoredObject
 from penstock_plugins.management.calls import Call
+from penstock_plugins.management.documents import MAX_ITEMS
 from penstock_plugins.management.faults import RefusedError, bad_field, not_found
 from penstock_plugins.management.permissions import covers
 from penstock_plugins.management.resources import CONTAINERS, kind_of_id, owner_of, reach_of
@@ -137,6 +138,8 @@ def _resolve_at(  # noqa: PLR0917 - it calls itself
         return
     place = f"{where}{name}"
     if many and isinstance(value[name], list):
+        if len(value[name]) > MAX_ITEMS:
+            raise bad_field(place, f"holds at most {MAX_ITEMS}, not {len(value[name])}")
         items = value[name] = list(value[name])
         for number, item in enumerate(items):
             if rest:

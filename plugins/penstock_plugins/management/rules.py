@@ -10,14 +10,13 @@ from typing import Any
 import attrs
 
 from penstock.governance.objects import Fallback, PatternRules
-from penstock_plugins.management.documents import MAX_INTEGER
+from penstock_plugins.management.documents import MAX_INTEGER, MAX_ITEMS
 from penstock_plugins.management.faults import bad_field
 from penstock_plugins.management.resources import Draft, kind_of_id
 from penstock_plugins.management.times import normal_time
 
 MAX_NAME = 200
 MAX_TEXT = 4096
-MAX_ITEMS = 500
 MAX_METADATA = 40
 MAX_PATTERN = 1000
 _slug = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}").fullmatch

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import attrs
 
+from penstock import ConfigurationError
 from penstock_plugins.management_cli.profile import Access
 
 PATIENCE_SECONDS = 60.0
@@ -83,7 +84,10 @@ class Api:
         }
         content = None
         if body is not None:
-            content = json.dumps(body, ensure_ascii=False).encode()
+            try:
+                content = json.dumps(body, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise ConfigurationError("arguments: hold bytes that are no UTF-8 text") from None
             headers["Content-Type"] = "application/json"
         if method == "POST":
             headers["Idempotency-Key"] = idempotency_key or secrets.token_hex(16)
@@ -182,5 +186,7 @@ def _refusal(answer: Answer, access: Access) -> RefusedError:
             "the management plugin"
         )
     if answer.status == 401:
-        message += f" (token from {access.origin}; 'penstock login' or PENSTOCK_TOKEN gives another)"
+        message += (
+            f" (token from {access.token_origin or access.origin}; 'penstock login' or PENSTOCK_TOKEN gives another)"
+        )
     return RefusedError(f"{message} [{code}]" if code else message, status=answer.status, code=code, meta=meta)

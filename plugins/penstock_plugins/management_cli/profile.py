@@ -29,6 +29,8 @@ class Access:
     token: str = attrs.field(repr=False)
     origin: str
     """What said so: for messages."""
+    token_origin: str | None = None
+    """What gave the token, where that is something else."""
 
 
 def find_access(
@@ -44,23 +46,24 @@ def find_access(
     if port is not None:
         if url is not None:
             raise ConfigurationError("--url and --port: give one of them")
-        return _with_token(_local(environment, port), token)
+        return _with_token(_local(environment, port), token, "--token-file")
     url_from, token_from = "--url", "--token-file"
     if url is None and (url := environment.get("PENSTOCK_URL") or None) is not None:
         url_from = "PENSTOCK_URL"
     if token is None and (token := environment.get("PENSTOCK_TOKEN", "").strip() or None) is not None:
         token_from = "PENSTOCK_TOKEN"  # noqa: S105 - a name
     if url is not None:
-        return Access(checked_url(url, url_from), token or _token_for(url, environment, url_from), url_from)
+        found = token or _token_for(url, environment, url_from)
+        return Access(checked_url(url, url_from), found, url_from, token_from if token else None)
     kept = read_profile(environment)
     if kept is not None:
-        return _with_token(kept, token)
+        return _with_token(kept, token, token_from)
     local = _local(environment, None, token_from if token else None)
-    return _with_token(local, token)
+    return _with_token(local, token, token_from)
 
 
-def _with_token(access: Access, token: str | None) -> Access:
-    return access if token is None else attrs.evolve(access, token=token)
+def _with_token(access: Access, token: str | None, token_from: str) -> Access:
+    return access if token is None else attrs.evolve(access, token=token, token_origin=token_from)
 
 
 def _token_for(url: str, environment: Mapping[str, str], url_from: str) -> str:

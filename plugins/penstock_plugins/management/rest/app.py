@@ -18,7 +18,15 @@ from starlette.types import ASGIApp, Receive, Send
 from penstock.governance import ConflictError, LedgerUnavailableError, StoreUnavailableError
 from penstock_plugins.management.faults import RefusedError
 from penstock_plugins.management.ids import request_id
-from penstock_plugins.management.rest.asks import Ask, read_body, read_json, read_query, read_version, token_of
+from penstock_plugins.management.rest.asks import (
+    SMALL_BODY,
+    Ask,
+    read_body,
+    read_json,
+    read_query,
+    read_version,
+    token_of,
+)
 from penstock_plugins.management.rest.desk import Desk, Written
 from penstock_plugins.management.rest.routes import PUBLIC, Route
 from penstock_plugins.management.rest.table import ROUTES
@@ -94,15 +102,17 @@ async def _answered(desk: Desk, route: Route, request: Request) -> Response:
 async def _asked(desk: Desk, route: Route, request: Request, identifier: str) -> Ask:
     """Return what is asked; what is wrong with it is told only to who presents a token."""
     try:
-        return await _ask(route, request, identifier)
+        raw = await read_body(request) if route.takes_body else b""
+        if len(raw) > SMALL_BODY and route.permission != PUBLIC:
+            await desk.authenticate(token_of(request))
+        return _ask(route, request, identifier, raw)
     except RefusedError:
         if route.permission != PUBLIC:
             await desk.authenticate(token_of(request))
         raise
 
 
-async def _ask(route: Route, request: Request, identifier: str) -> Ask:
-    raw = await read_body(request) if route.takes_body else b""
+def _ask(route: Route, request: Request, identifier: str, raw: bytes) -> Ask:
     agent = request.headers.get("user-agent", "")
     path = str(request.scope["path"]).removeprefix(request.scope.get("root_path", "")).removeprefix(PREFIX)
     parts = {name: str(value).replace(_SLASH, "/") for name, value in request.path_params.items()}

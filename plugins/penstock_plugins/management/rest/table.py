@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
+
+from anyio import to_thread
 
 from penstock_plugins.management import budgets, declarative, keys, tokens
 from penstock_plugins.management.calls import Call
@@ -14,7 +17,7 @@ from penstock_plugins.management.faults import bad_field
 from penstock_plugins.management.permissions import Actor, place_of
 from penstock_plugins.management.rest import crud, ledger
 from penstock_plugins.management.rest.asks import Answer, Ask
-from penstock_plugins.management.rest.desk import Desk
+from penstock_plugins.management.rest.desk import Desk, Written, written
 from penstock_plugins.management.rest.routes import ANY_TOKEN, PUBLIC, Route
 
 _NOTHING: dict[str, Any] = {"type": "object", "additionalProperties": False}
@@ -93,10 +96,16 @@ async def _plugins(desk: Desk, ask: Ask) -> Answer:
     return Answer({"data": data, "provider_types": rows, "next_cursor": None})
 
 
-async def _openapi(_desk: Desk, _ask: Ask) -> Answer:
+@functools.cache
+def _described() -> Written:
     from penstock_plugins.management.openapi import document  # noqa: PLC0415 - made when it is asked for
 
-    return Answer(document(ROUTES))
+    return written(Answer(document(ROUTES)))
+
+
+async def _openapi(_desk: Desk, _ask: Ask) -> Written:
+    """Answer anybody, so it is made once, where it holds nobody up."""
+    return await to_thread.run_sync(_described)
 
 
 WHOAMI = Route(
