@@ -27,7 +27,7 @@ class Debit(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     period: int
     """As in Claim."""
     reserved: int
-    """nano-USD reserved at admission; what an interrupted exchange is charged."""
+    """nano-USD reserved at admission."""
 
 
 @attrs.frozen(kw_only=True)
