@@ -125,7 +125,7 @@ class _Planting:
             "type": name,
             "external_id": None,
             "credential": self.vault.seal(credential, context=_context(active.id)),
-            "credential_last4": credential[-4:],
+            "credential_last4": credential[-4:] if len(credential) >= 8 else None,
             "base_url": os.environ.get(BASE_URLS[name], ""),
         }
         return self._replace(active, real, "gatewayProviders:update")
