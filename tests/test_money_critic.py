@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import attrs
 import pytest
 
+from accounting_process import COUNTER, START, accounting, money, reserved
 from governed_gateway import ANSWERED, BODY, CHAT, RATES, TOKEN, always, answer, governed
 from penstock import BindingDirectory, Candidate, Exchange, hookimpl
-from penstock.governance import StoreUnavailableError
+from penstock.governance import Exceeded, StoreUnavailableError
 from penstock.testing import FakeUpstream, http_reply, stream_reply
 from penstock_plugins.store.counters import MemoryCounters
 
@@ -164,3 +167,25 @@ async def test_price_override_counts_after_the_store_failed_to_say_it(
         assert left == [0]
         assert (await gateway.ask(BODY, CHAT)).status == 200
         assert [row.cost_nano_usd for row in await gateway.rows()] == [0]
+
+
+async def test_account_forgotten_while_others_want_it_back_harms_nobody(tmp_path: Path) -> None:
+    async with accounting(tmp_path / "penstock.db") as one, accounting(tmp_path / "penstock.db") as other:
+        counters = one.counters
+        held = await reserved(counters, money(5, 100))
+        assert not isinstance(held, Exceeded)
+        counters.settle(held)
+        account = counters.accounts[COUNTER, START]
+        while account.lease:
+            one.turns.give_back([account])
+            await anyio.lowlevel.checkpoint()
+        for _ in range(20):
+            counters.look_for_idle()
+            one.turns.answer([(account.name, True, account.id or 0, 1)])
+            counters.look_for_idle()
+            if account.name not in counters.accounts:
+                break
+        theirs, mine = [await reserved(each.counters, money(50, 100)) for each in (other, one)]
+        assert not isinstance(mine, Exceeded)
+        assert not isinstance(theirs, Exceeded)
+        assert isinstance(await reserved(counters, money(1, 100)), Exceeded)

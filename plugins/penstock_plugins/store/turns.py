@@ -103,6 +103,7 @@ class Turns:
         for name, is_durable, counter_id, number in wanted:
             account = self.counters.account(name, is_durable=is_durable)
             account.id = counter_id
+            self.counters.dirty.add(account)  # it must not be forgotten before it has answered
             self._answers[name] = number
             self.wake_now()
 
@@ -217,7 +218,10 @@ class Turns:
             for account in ask.accounts:
                 _give(self._change(changes, account))
         for name, number in self._answers.items():
-            change = self._change(changes, self.counters.accounts[name])
+            found = self.counters.accounts.get(name)
+            if found is None:  # forgotten: the call is found again
+                continue
+            change = self._change(changes, found)
             _give(change)
             change.answered = number
         self._answers = {}
@@ -334,6 +338,7 @@ class Turns:
             account.is_known = True
         counters.is_shared = self.is_registered_shared = self.wants_all = False
         counters.dirty = set()
+        self._answers = {}
 
     def _undo(self, turn: Turn, error: BaseException) -> None:
         counters = self.counters
