@@ -84,7 +84,7 @@ class Sweeper:
         await self.database.write(lambda connection: leases.leave(connection, journal.holder))
         await anyio.to_thread.run_sync(journal.remove if is_whole else journal.set_aside)
         if entries:
-            _log.warning("entered %d exchanges of a process that had ended", len(entries))
+            _log.warning("replayed %d exchanges from the journal of a process that had ended", len(entries))
 
     async def _enter(self, entries: list[LedgerEntry]) -> None:
         def apply(receipt: Receipt) -> None:
