@@ -13,9 +13,10 @@ import pytest
 
 from accounting_process import COUNTER, START, accounting, money, reserved
 from governed_gateway import ANSWERED, BODY, CHAT, RATES, TOKEN, always, answer, governed
-from penstock import BindingDirectory, Candidate, Exchange, hookimpl
+from penstock import BindingDirectory, Candidate, Exchange, Principal, hookimpl
 from penstock.governance import Exceeded, StoreUnavailableError
 from penstock.testing import FakeUpstream, http_reply, stream_reply
+from penstock_plugins.store.budgets import StoredBudgets
 from penstock_plugins.store.counters import MemoryCounters
 
 pytestmark = pytest.mark.anyio
@@ -189,3 +190,12 @@ async def test_account_forgotten_while_others_want_it_back_harms_nobody(tmp_path
         assert not isinstance(mine, Exceeded)
         assert not isinstance(theirs, Exceeded)
         assert isinstance(await reserved(counters, money(1, 100)), Exceeded)
+
+
+def test_answers_for_keys_long_gone_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock_plugins.store.budgets.REMEMBERED_KEYS", 10)
+    budgets = StoredBudgets()
+    for number in range(100):
+        principal = Principal(f"vk_{number}", "name", "prefix")
+        assert budgets.budgets_of(principal) is budgets.budgets_of(principal)
+    assert len(budgets._answers) <= 10  # noqa: SLF001 - what is kept shows nowhere else

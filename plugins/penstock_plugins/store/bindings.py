@@ -12,6 +12,8 @@ from penstock import ConfigurationError, Principal, ProviderBinding, Secret, Ser
 from penstock.governance import StoredObject, Vault
 from penstock_plugins.store.keys import limits_of
 
+REMEMBERED_KEYS = 50_000
+"""For how many keys an answer is kept at hand; keys come and go."""
 _log = logging.getLogger("penstock.store")
 
 
@@ -162,6 +164,8 @@ class StoredBindings:
             return known[1]
         self._opened()
         found = self._find(principal)
+        if len(self._answers) >= REMEMBERED_KEYS:
+            self._answers.clear()
         self._answers[principal.virtual_key_id] = principal, found
         return found
 

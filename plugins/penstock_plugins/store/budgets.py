@@ -11,6 +11,8 @@ from penstock import Principal
 from penstock.governance import BudgetRule, StoredObject, read_time
 from penstock.governance.objects import Budget
 
+REMEMBERED_KEYS = 50_000
+"""For how many keys an answer is kept at hand; keys come and go."""
 _log = logging.getLogger("penstock.store")
 _MEMBERS = frozenset(field.name for field in attrs.fields(Budget))
 
@@ -51,6 +53,8 @@ class StoredBudgets:
         if known is not None and known[0] is principal:
             return known[1]
         found = tuple(self._find(principal))
+        if len(self._answers) >= REMEMBERED_KEYS:
+            self._answers.clear()
         self._answers[principal.virtual_key_id] = principal, found
         return found
 
