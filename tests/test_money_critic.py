@@ -198,4 +198,4 @@ def test_answers_for_keys_long_gone_are_not_kept(monkeypatch: pytest.MonkeyPatch
     for number in range(100):
         principal = Principal(f"vk_{number}", "name", "prefix")
         assert budgets.budgets_of(principal) is budgets.budgets_of(principal)
-    assert len(budgets._answers) <= 10  # noqa: SLF001 - what is kept shows nowhere else
+    assert len(budgets._answers) <= 10
