@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Dialect, Executable, Table, bindparam, select
+from sqlalchemy import ColumnElement, Connection, Dialect, Executable, Table, bindparam, or_, select
 from sqlalchemy.dialects.sqlite import insert
 
 Row = tuple[Any, ...]
@@ -57,6 +57,23 @@ def find_one(connection: Connection, statement: Executable, names: tuple[str, ..
     """Return the first row of a query, or None; ``names`` of its parameters, in the order of ``values``."""
     text, order = _compiled(statement, connection.dialect, names)
     return connection.exec_driver_sql(text, values if order is None else tuple(values[i] for i in order)).first()
+
+
+def find_among(connection: Connection, column: ColumnElement[Any], values: Sequence[Any]) -> set[Any]:
+    """Return those of some values that a column has."""
+    found: set[Any] = set()
+    for start in range(0, len(values), _AT_ONCE[0]):
+        part = values[start : start + _AT_ONCE[0]]
+        size = next(size for size in (1, *reversed(_AT_ONCE)) if size >= len(part))  # the last again, to fill up
+        text, _ = _compiled(_any_of(column, size), connection.dialect, tuple(f"value_{n}" for n in range(size)))
+        rows = connection.exec_driver_sql(text, (*part, *[part[-1]] * (size - len(part))))
+        found.update(row[0] for row in rows)
+    return found
+
+
+@lru_cache(maxsize=16)
+def _any_of(column: ColumnElement[Any], size: int) -> Executable:
+    return select(column).where(or_(*(column == bindparam(f"value_{number}") for number in range(size))))
 
 
 def find_where(found: tuple[ColumnElement[Any], ...], *columns: ColumnElement[Any]) -> Executable:

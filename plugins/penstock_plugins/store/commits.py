@@ -14,6 +14,7 @@ from penstock_plugins.store.bulk import (
     Row,
     add_into,
     add_where_id,
+    find_among,
     find_one,
     find_where,
     insert_into,
@@ -53,7 +54,6 @@ _ADD_ROLLUP = add_into(rollups, _BUCKET, SUMS)
 _USE = ("virtual_key_id", "last_used_at_ms")
 _PUT_USE = put_into(key_use, _USE[:1], _USE[1:], only_greater=True)
 _KNOWN = 50_000
-_PART = 500
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
 _NO_TOKENS = (0,) * 9
@@ -69,9 +69,14 @@ class Receipt:
     counter_ids: Mapping[Name, int]
 
 
+def clamped(cost: int) -> int:
+    """Return a cost that sums have room for."""
+    return cost if -MAX_COST <= cost <= MAX_COST else max(-MAX_COST, min(cost, MAX_COST))
+
+
 def charge_of(entry: LedgerEntry, debit: Debit) -> int:
     """Return what an entry charges a counter with."""
-    cost = max(-MAX_COST, min(entry.cost_nano_usd, MAX_COST))
+    cost = clamped(entry.cost_nano_usd)
     return (debit.reserved or cost) if entry.outcome == "interrupted" else cost
 
 
@@ -118,11 +123,7 @@ class Books:
 
 
 def _not_entered(connection: Connection, entries: Mapping[str, LedgerEntry]) -> list[LedgerEntry]:
-    ids = list(entries)
-    known: set[str] = set()
-    for start in range(0, len(ids), _PART):
-        part = ids[start : start + _PART]
-        known.update(connection.scalars(select(ledger.c.request_id).where(ledger.c.request_id.in_(part))))
+    known = find_among(connection, ledger.c.request_id, list(entries))
     return [entry for request_id, entry in entries.items() if request_id not in known]
 
 
@@ -159,7 +160,7 @@ class _Posting:
     def post(self, entry: LedgerEntry) -> None:
         """Gather what one entry changes."""
         self._sequence += 1
-        cost = max(-MAX_COST, min(entry.cost_nano_usd, MAX_COST))
+        cost = clamped(entry.cost_nano_usd)
         usage = entry.usage
         tokens: tuple[int, ...] = _NO_TOKENS if usage is None else (
             usage.input, usage.cache_read, usage.cache_write_5m, usage.cache_write_1h, usage.output, usage.reasoning,
@@ -204,10 +205,11 @@ class _Posting:
 
     def _charge(self, entry: LedgerEntry) -> str:
         debits = []
+        cost, is_interrupted = clamped(entry.cost_nano_usd), entry.outcome == "interrupted"
         for debit in entry.debits:
             name = (debit.counter, debit.period)
             counter_id = self._counters[name]
-            charged = charge_of(entry, debit)
+            charged = (debit.reserved or cost) if is_interrupted else cost  # as charge_of says
             if entry.adjusts is not None:
                 charged = max(charged, -self._charged_for(entry.adjusts, counter_id))
             debits.append((counter_id, debit.reserved, charged))

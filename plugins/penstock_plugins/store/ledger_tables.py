@@ -41,9 +41,9 @@ class Level:
 
 LEVELS = (
     Level(0, DIMENSIONS, (86_400, STEP)),  # of exchanges that name an end user; few are in the same hour
-    Level(1, DIMENSIONS[:-1], (86_400, 10_800, 3_600, STEP)),
+    Level(1, DIMENSIONS[:-1], (86_400, 14_400, 3_600, STEP)),
     Level(2, ("organization_id", "team_id", "project_id", "binding_id", "provider", "model"),
-          (86_400, 10_800, 3_600, STEP)),
+          (86_400, 14_400, 3_600, STEP)),
     Level(3, ("organization_id", "team_id", "project_id"), (86_400, 3_600, STEP)),
     Level(4, ("organization_id",), (86_400, 3_600, STEP)),
 )  # fmt: skip

@@ -94,34 +94,39 @@ def usage(connection: Connection, query: UsageQuery) -> Sequence[UsageRow]:
                     found[bucket, group] = [-each for each in sums] if is_taken else sums
                 else:
                     found[bucket, group] = list(map(sub if is_taken else add, held, sums))
-    there = sorted((bucket, [value or "" for value in group], group) for bucket, group in found)
-    tokens = [name for name in names if name in TOKENS]
-    return [
-        _row(
-            dict(zip(query.group_by, group, strict=True)),
-            buckets[bucket][0],
-            dict(zip(names, sums, strict=True)),
-            tokens,
+    there = sorted((bucket, tuple(map(_text, group)), group) for bucket, group in found)
+    make = _RowMaker(query, names)
+    return [make(buckets[bucket][0], group, sums) for bucket, _, group in there if any(sums := found[bucket, group])]
+
+
+def _text(value: str | None) -> str:
+    return value or ""
+
+
+class _RowMaker:
+    """Make rows of sums with these names; there may be many."""
+
+    def __init__(self, query: UsageQuery, names: Sequence[str]) -> None:
+        at = {name: index for index, name in enumerate((*names, *(name for name in SUMS if name not in names)))}
+        self._zeros = (0,) * (len(SUMS) - len(names))
+        self._tokens = [(name, at[name]) for name in TOKENS if name in names]
+        self._others = tuple(at[name] for name in ("requests", "errors", "cost_nano_usd", "unpriced", "estimated"))
+        self._group_by = query.group_by
+
+    def __call__(self, label: str | None, group: Group, sums: Sums) -> UsageRow:
+        all_sums = (*sums, *self._zeros)
+        requests, errors, cost, unpriced, estimated = self._others
+        tokens = {name: all_sums[index] for name, index in self._tokens}
+        return UsageRow(
+            group=dict(zip(self._group_by, group, strict=True)),
+            bucket_start=label,
+            requests=all_sums[requests],
+            errors=all_sums[errors],
+            usage=Usage(**tokens),  # type: ignore[arg-type]
+            cost_nano_usd=all_sums[cost],
+            unpriced=all_sums[unpriced],
+            estimated=all_sums[estimated],
         )
-        for bucket, _, group in there
-        if any(sums := found[bucket, group])
-    ]
-
-
-def _row(
-    group: Mapping[str, str | None], label: str | None, sums: Mapping[str, int], tokens: Sequence[str]
-) -> UsageRow:
-    get = sums.get
-    return UsageRow(
-        group=group,
-        bucket_start=label,
-        requests=sums["requests"],
-        errors=get("errors", 0),
-        usage=Usage(**{name: sums[name] for name in tokens}),  # type: ignore[arg-type]
-        cost_nano_usd=sums["cost_nano_usd"],
-        unpriced=get("unpriced", 0),
-        estimated=get("estimated", 0),
-    )
 
 
 def _names_of_sums(connection: Connection, query: UsageQuery) -> tuple[str, ...]:
@@ -298,8 +303,8 @@ def _sums_of(
             yield from _by_columns(asked, _of_rollups(asked, part))
             continue
         statement = _of_rollups(asked, part, rollups.c.dimensions_id)
-        for bucket, dimensions_id, *sums in asked.connection.execute(statement):
-            yield bucket, known[dimensions_id], sums
+        for row in asked.connection.execute(statement).all():
+            yield row[0], known[row[1]], row[2:]
     for number, since_ns, until_ns in ends:
         if since_ns < until_ns:
             yield from _by_columns(asked, _of_rows(asked, number, since_ns, until_ns))
@@ -307,7 +312,7 @@ def _sums_of(
 
 def _by_columns(asked: _Asked, statement: Select[Any]) -> Iterator[tuple[int, Sequence[Signed], Sequence[int]]]:
     width = 1 + len(asked.groups.columns)
-    for row in asked.connection.execute(statement):
+    for row in asked.connection.execute(statement).all():
         yield row[0], asked.groups.of(row[1:width], asked.level), row[width:]
 
 

@@ -34,6 +34,7 @@ Name = tuple[str, int]
 _NANO = 1_000_000_000
 _FOR_EVER = 86_400 << 24
 _FIND = find_where((counters.c.id, counters.c.total), counters.c.counter, counters.c.period)
+_LAST = select(func.max(ledger.c.sequence))
 _COLUMN_OF_SCOPE = {
     "organization": "organization_id",
     "team": "team_id",
@@ -83,7 +84,7 @@ def _add(connection: Connection, name: Name, is_durable: bool, seed: CounterSeed
 
 def last_sequence(connection: Connection) -> int:
     """Return the number of the ledger's last row; 0 where it is empty."""
-    return int(connection.execute(select(func.coalesce(func.max(ledger.c.sequence), 0))).scalar_one())
+    return int(find_one(connection, _LAST, (), ())[0] or 0)
 
 
 def spent_since(connection: Connection, where: Mapping[str, str], period: int) -> int:

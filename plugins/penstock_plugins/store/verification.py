@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, literal, or_, select, union_all
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, func, literal, or_, select, union_all
 
 from penstock.governance import Discrepancy
 from penstock_plugins.store.commits import debits_in
@@ -16,6 +16,7 @@ from penstock_plugins.store.ledger_tables import (
     DIMENSIONS,
     END_USERS,
     LEVELS,
+    STEP,
     SUMS,
     Level,
     counters,
@@ -35,9 +36,7 @@ def discrepancies(connection: Connection) -> Iterator[Discrepancy]:
     """Yield whatever differs."""
     yield from _counters(connection)
     yield from _dimensions(connection)
-    for level in LEVELS:
-        for span in level.spans:
-            yield from _rollups(connection, level, span)
+    yield from _all_rollups(connection)
     yield from _key_use(connection)
 
 
@@ -85,20 +84,61 @@ def _referred(connection: Connection, statement: Select[Any]) -> Iterator[Discre
         yield Discrepancy(what=f"dimensions {dimensions_id}: rows of others", period=0, recorded=rows, derived=0)
 
 
-def _rollups(connection: Connection, level: Level, span: int) -> Iterator[Discrepancy]:
+def _all_rollups(connection: Connection) -> Iterator[Discrepancy]:
+    """Derive the finest rollups from rows, and others from finer ones where these are right."""
+    right: set[tuple[Level, int]] = set()
+    for level in LEVELS:
+        finer = (ALL, STEP)
+        for span in reversed(level.spans):
+            derived = _of_finer(level, span, *finer) if finer in right else _of_rows(level, span)
+            found = list(_rollups(connection, level, span, derived))
+            yield from found
+            finer = (level, span)
+            if not found:
+                right.add(finer)
+
+
+def _of_rows(level: Level, span: int) -> Select[Any]:
     number = ledger.c.end_user_dimensions_id if level is END_USERS else ledger.c.dimensions_id
-    seconds = ledger.c.started_at_ns // _NANO
+    if level in (END_USERS, ALL):
+        return _derived(ledger.c.started_at_ns // _NANO, span, number, sums_of_rows()).where(number.is_not(None))
+    fine, coarse = dimensions.alias("fine"), dimensions.alias("coarse")
+    statement = _derived(ledger.c.started_at_ns // _NANO, span, _coarse_id(fine, coarse), sums_of_rows())
+    return statement.join_from(ledger, fine, fine.c.id == number).outerjoin(coarse, _is_coarse(level, fine, coarse))
+
+
+def _of_finer(level: Level, span: int, of_level: Level, of_span: int) -> Select[Any]:
+    finer = rollups.alias("finer")
+    sums = [finer.c[name] for name in SUMS]
+    of_these = (finer.c.level == of_level.number, finer.c.span == of_span)
+    if level is of_level:
+        return _derived(finer.c.start, span, finer.c.dimensions_id, sums).where(*of_these)
+    fine, coarse = dimensions.alias("fine"), dimensions.alias("coarse")
+    statement = _derived(finer.c.start, span, _coarse_id(fine, coarse), sums).where(*of_these)
+    return statement.join_from(finer, fine, fine.c.id == finer.c.dimensions_id).outerjoin(
+        coarse, _is_coarse(level, fine, coarse)
+    )
+
+
+def _derived(
+    seconds: ColumnElement[int], span: int, group: ColumnElement[Any], sums: Sequence[ColumnElement[Any]]
+) -> Select[Any]:
     none: list[ColumnElement[Any]] = [literal(0)] * len(SUMS)
-    kept = {"level": literal(level.number), **{name: literal("") for name in DIMENSIONS}}
-    coarse, fine = dimensions.alias("coarse"), dimensions.alias("fine")
-    kept |= {name: fine.c[name] for name in level.dimensions}
-    same = [coarse.c[name] == value for name, value in kept.items()]
-    derived = (
-        select((seconds - seconds % span).label("start"), func.coalesce(coarse.c.id, -fine.c.id).label("group"),
-               *_named("d", sums_of_rows()), *_named("r", none))
-        .join_from(ledger, fine, fine.c.id == number)
-        .outerjoin(coarse, and_(*same))
-    )  # fmt: skip
+    start = (seconds - seconds % span).label("start")
+    return select(start, group.label("group"), *_named("d", sums), *_named("r", none))
+
+
+def _coarse_id(fine: FromClause, coarse: FromClause) -> ColumnElement[int]:
+    return func.coalesce(coarse.c.id, -fine.c.id)  # no id is negative: such dimensions were never made coarse
+
+
+def _is_coarse(level: Level, fine: FromClause, coarse: FromClause) -> ColumnElement[bool]:
+    same = (coarse.c[name] == (fine.c[name] if name in level.dimensions else "") for name in DIMENSIONS)
+    return and_(coarse.c.level == level.number, *same)
+
+
+def _rollups(connection: Connection, level: Level, span: int, derived: Select[Any]) -> Iterator[Discrepancy]:
+    none: list[ColumnElement[Any]] = [literal(0)] * len(SUMS)
     recorded = select(
         rollups.c.start, rollups.c.dimensions_id, *_named("d", none), *_named("r", [rollups.c[name] for name in SUMS])
     ).where(rollups.c.level == level.number, rollups.c.span == span)
