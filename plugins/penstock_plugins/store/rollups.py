@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from operator import add, sub
+from operator import add, itemgetter, sub
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -25,7 +25,6 @@ from penstock_plugins.store.ledger_tables import (
     LEVELS,
     STEP,
     SUMS,
-    TOKENS,
     Level,
     dimensions,
     ledger,
@@ -94,38 +93,37 @@ def usage(connection: Connection, query: UsageQuery) -> Sequence[UsageRow]:
                     found[bucket, group] = [-each for each in sums] if is_taken else sums
                 else:
                     found[bucket, group] = list(map(sub if is_taken else add, held, sums))
-    there = sorted((bucket, tuple(map(_text, group)), group) for bucket, group in found)
+    texts = {group: tuple(value or "" for value in group) for group in {group for _, group in found}}
     make = _RowMaker(query, names)
-    return [make(buckets[bucket][0], group, sums) for bucket, _, group in there if any(sums := found[bucket, group])]
-
-
-def _text(value: str | None) -> str:
-    return value or ""
+    there = sorted(found, key=lambda each: (each[0], texts[each[1]]))
+    return [make(buckets[each[0]][0], each[1], sums) for each in there if any(sums := found[each])]
 
 
 class _RowMaker:
     """Make rows of sums with these names; there may be many."""
 
     def __init__(self, query: UsageQuery, names: Sequence[str]) -> None:
-        at = {name: index for index, name in enumerate((*names, *(name for name in SUMS if name not in names)))}
-        self._zeros = (0,) * (len(SUMS) - len(names))
-        self._tokens = [(name, at[name]) for name in TOKENS if name in names]
-        self._others = tuple(at[name] for name in ("requests", "errors", "cost_nano_usd", "unpriced", "estimated"))
+        at = dict.fromkeys(SUMS, len(names)) | {name: index for index, name in enumerate(names)}
+        at["source"] = len(names) + 1
+        self._more = (0, attrs.fields(Usage).source.default)
+        self._usage = itemgetter(*(at[field.name] for field in attrs.fields(Usage)))
+        self._others = itemgetter(
+            *(at[name] for name in ("requests", "errors", "cost_nano_usd", "unpriced", "estimated"))
+        )
         self._group_by = query.group_by
 
     def __call__(self, label: str | None, group: Group, sums: Sums) -> UsageRow:
-        all_sums = (*sums, *self._zeros)
-        requests, errors, cost, unpriced, estimated = self._others
-        tokens = {name: all_sums[index] for name, index in self._tokens}
+        values = (*sums, *self._more)
+        requests, errors, cost, unpriced, estimated = self._others(values)
         return UsageRow(
             group=dict(zip(self._group_by, group, strict=True)),
             bucket_start=label,
-            requests=all_sums[requests],
-            errors=all_sums[errors],
-            usage=Usage(**tokens),  # type: ignore[arg-type]
-            cost_nano_usd=all_sums[cost],
-            unpriced=all_sums[unpriced],
-            estimated=all_sums[estimated],
+            requests=requests,
+            errors=errors,
+            usage=Usage(*self._usage(values)),
+            cost_nano_usd=cost,
+            unpriced=unpriced,
+            estimated=estimated,
         )
 
 
