@@ -139,7 +139,7 @@ def test_check_prints_every_fault_on_a_line_of_its_own(run: Run, config: Path) -
     [
         ('"virtual_keys", ', "", "the plugin is not in [gateway] plugins"),
         (PEPPER, "short", "[plugins.virtual_keys] pepper: must be at least 16 characters"),
-        (f'pepper = "{PEPPER}"', "", '[plugins.virtual_keys] pepper: is missing; set it, or enable "store" to keep the keys'),
+        (f'pepper = "{PEPPER}"', "", '[plugins.virtual_keys] pepper: is missing; set it, or enable "store"'),
         ('type = "mock"', 'type = "mocc"', "no enabled plugin brings provider type 'mocc'"),
     ],
 )

@@ -53,8 +53,8 @@ _FOOT = """
   '{"roles":[{"role":"developer","scope_id":"proj_…"}]}'`.
 - A token that follows its user's roles has no more of them than reaches into its own scope; only who holds everything
   there may make one. Nobody makes a token that holds, or lasts, more than what he acts with.
-- Where a stored credential is sent, a binding's `base_url` or `proxy`, takes `gatewayProviders:manage` to change, or the
-  credential anew.
+- Where a stored credential is sent, a binding's `base_url` or `proxy`, takes `gatewayProviders:manage` to change, or
+  the credential anew.
 - Bindings, routing policies, cache rules, guardrails and the tree itself apply to everything below where they are, so
   whoever may view them within a project also sees those of its team and organization, and changes none of them.
 
