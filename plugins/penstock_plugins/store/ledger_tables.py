@@ -117,6 +117,11 @@ dimensions = Table(
     *(Column(name, String, nullable=False) for name in DIMENSIONS),  # "": none, or whichever; tags in JSON
 )
 Index("dimensions_unique", dimensions.c.level, *(dimensions.c[name] for name in DIMENSIONS), unique=True)
+# Clients name end users: none must cost a scan. It covers what budgets ask by, or SQLite would prefer the other.
+Index(
+    "dimensions_by_end_user", dimensions.c.end_user, dimensions.c.level, dimensions.c.project_id,
+    dimensions.c.virtual_key_id, dimensions.c.binding_id,
+)  # fmt: skip
 
 rollups = Table(
     "rollups",

@@ -90,6 +90,8 @@ def last_sequence(connection: Connection) -> int:
 def spent_since(connection: Connection, where: Mapping[str, str], period: int) -> int:
     """Return what was spent from the start of a period until now, from rollups where they can tell."""
     level = level_of(set(where))
+    if level is END_USERS:  # one of very many: its own rows are found at once, its parts of rollups among all others'
+        return spent_where(connection, where, period, last_sequence(connection))
     first = -(-period // STEP) * STEP
     amount = 0
     for span, start, end in cover(first, _FOR_EVER, level.spans):
@@ -116,8 +118,8 @@ def spent_where(connection: Connection, where: Mapping[str, str], period: int, t
 
 def _cost_of(connection: Connection, where: Mapping[str, str], *conditions: ColumnElement[bool]) -> int:
     level = level_of({*where, "virtual_key_id"})  # rows refer to the finer levels only
-    number = ledger.c.end_user_dimensions_id if level is END_USERS else ledger.c.dimensions_id
-    cost = select(func.sum(ledger.c.cost_nano_usd)).where(*conditions, (number + 0).in_(_dimensions(where, level)))
+    number = ledger.c.end_user_dimensions_id if level is END_USERS else ledger.c.dimensions_id + 0  # not by its index
+    cost = select(func.sum(ledger.c.cost_nano_usd)).where(*conditions, number.in_(_dimensions(where, level)))
     return connection.execute(cost).scalar() or 0
 
 

@@ -96,6 +96,9 @@ def _make_rollups() -> None:
         *(_text(name, is_nullable=False) for name in names),
     )
     op.create_index("dimensions_unique", "dimensions", ["level", *names], unique=True)
+    op.create_index(
+        "dimensions_by_end_user", "dimensions", ["end_user", "level", "project_id", "virtual_key_id", "binding_id"]
+    )
     op.create_table(
         "rollups",
         _key("level"),
