@@ -9,7 +9,7 @@ import attrs
 import msgspec
 from sqlalchemy import Connection, func, select
 
-from penstock.governance import Debit, LedgerEntry
+from penstock.governance import LedgerEntry
 from penstock_plugins.store.bulk import (
     Row,
     add_into,
@@ -72,12 +72,6 @@ class Receipt:
 def clamped(cost: int) -> int:
     """Return a cost that sums have room for."""
     return cost if -MAX_COST <= cost <= MAX_COST else max(-MAX_COST, min(cost, MAX_COST))
-
-
-def charge_of(entry: LedgerEntry, debit: Debit) -> int:
-    """Return what an entry charges a counter with."""
-    cost = clamped(entry.cost_nano_usd)
-    return (debit.reserved or cost) if entry.outcome == "interrupted" else cost
 
 
 def debits_in(text: str) -> Sequence[tuple[int, int, int]]:
@@ -205,13 +199,13 @@ class _Posting:
 
     def _charge(self, entry: LedgerEntry) -> str:
         debits = []
-        cost, is_interrupted = clamped(entry.cost_nano_usd), entry.outcome == "interrupted"
+        cost = clamped(entry.cost_nano_usd)
         for debit in entry.debits:
             name = (debit.counter, debit.period)
             counter_id = self._counters[name]
-            charged = (debit.reserved or cost) if is_interrupted else cost  # as charge_of says
+            charged = cost
             if entry.adjusts is not None:
-                charged = max(charged, -self._charged_for(entry.adjusts, counter_id))
+                charged = max(cost, -self._charged_for(entry.adjusts, counter_id))
             debits.append((counter_id, debit.reserved, charged))
             self._charged[counter_id] = self._charged.get(counter_id, 0) + charged
             self.charges[name] = self.charges.get(name, 0) + charged

@@ -17,7 +17,7 @@ import msgspec
 
 from penstock import Usage
 from penstock.governance import Debit, Intent, LedgerEntry, LedgerUnavailableError
-from penstock_plugins.store.commits import charge_of
+from penstock_plugins.store.commits import clamped
 from penstock_plugins.store.journal import Journal, Segment
 from penstock_plugins.store.totals import Name
 
@@ -130,12 +130,13 @@ class JournaledLedger:
 
 
 def charges_of(batch: list[Queued]) -> dict[Name, int]:
-    """Return what a batch is charged with, by counter."""
+    """Return what a batch is charged with, by counter: the cost, so that totals are sums of the ledger."""
     charges: dict[Name, int] = {}
     for queued in batch:
+        cost = clamped(queued.entry.cost_nano_usd)
         for debit in queued.entry.debits:
             name = (debit.counter, debit.period)
-            charges[name] = charges.get(name, 0) + charge_of(queued.entry, debit)
+            charges[name] = charges.get(name, 0) + cost
     return charges
 
 
