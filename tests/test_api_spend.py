@@ -134,7 +134,7 @@ async def test_the_price_in_force_is_shown_and_overridden() -> None:
         made = await api.make("/prices/overrides", override)
         assert made["rates"] == {"input": 7_000_000_000, "output": 8_000_000_000}
         with anyio.fail_after(2):  # in which every change is seen
-            while (after := (await api.get("/prices?provider=openai&model=gpt-5-mini"))["data"]) == before:
+            while (after := (await api.get("/prices?provider=openai&model=gpt-5-mini"))["data"]) == before:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         assert (after[0]["rates_usd"]["input"], after[0]["version"]) == ("7", f"override {made['id']}")
         assert [row["id"] for row in (await api.get("/prices"))["data"]] == [made["id"]]
