@@ -71,7 +71,7 @@ class Ask:
     claims: Sequence[Claim]
     accounts: list[Account]
     deadline: float
-    """When money that others hold has been waited for long enough, on the event loop's clock."""
+    """When money that others hold has been waited for long enough, on the monotonic clock."""
     calls: dict[int, int] = attrs.Factory(dict)
     """By row of counter, the call that its other holders must answer before it is refused."""
     is_abandoned: bool = False

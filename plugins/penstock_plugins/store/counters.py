@@ -8,8 +8,7 @@ counter when it is first met. With several, each counts against its leases (``le
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-
-import anyio
+from time import monotonic
 
 from penstock.governance import Claim, Exceeded, Reservation
 from penstock_plugins.store.accounts import Account, Ask, Held
@@ -149,7 +148,7 @@ class MemoryCounters:
         find = self.accounts.get
         missing = claims[len(accounts) :]
         accounts.extend(find((claim.counter, claim.period)) or self._new_account(claim) for claim in missing)
-        return self._asked(Ask(tuple(claims), accounts, anyio.current_time() + WAIT_SECONDS))
+        return self._asked(Ask(tuple(claims), accounts, monotonic() + WAIT_SECONDS))
 
     async def _asked(self, ask: Ask) -> Reservation | Exceeded:
         """Wait for the answer; whoever no longer waits holds nothing."""

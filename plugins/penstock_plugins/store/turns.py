@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from time import monotonic
 
 import anyio
 import anyio.to_thread
@@ -146,12 +147,14 @@ class Turns:
 
         def done(error: BaseException | None) -> None:
             # Here and now, so that what comes later from the writer is applied later.
-            if error is None:
-                self._apply(turn)
-            else:
-                failed.append(error)
-                self._undo(turn, error)
-            over.set()
+            try:
+                if error is None:
+                    self._apply(turn)
+                else:
+                    failed.append(error)
+                    self._undo(turn, error)
+            finally:
+                over.set()
 
         try:
             self._database.write_soon(lambda connection: self._work(connection, turn), done)
@@ -194,7 +197,7 @@ class Turns:
                     self._change(changes, account).is_total_needed = True
         for change in changes.values():
             self._settle_amount(change, turn.charges.get(change.account.name, 0))
-        now = anyio.current_time()
+        now = monotonic()  # asks are made in callbacks too, where anyio has no clock
         expired = frozenset(id(ask) for ask in asks if ask.deadline <= now)
         turn.share = Share(self._holder, changes, asks, expired)
         turn.is_taking_all = self.wants_all and turn.sharing is None
