@@ -12,7 +12,17 @@ from contextlib import asynccontextmanager
 
 import attrs
 
-from penstock import Candidate, Exchange, Principal, Request, RequestError, Services, StateKey, hookimpl
+from penstock import (
+    Candidate,
+    ConfigurationError,
+    Exchange,
+    Principal,
+    Request,
+    RequestError,
+    Services,
+    StateKey,
+    hookimpl,
+)
 from penstock.governance import (
     BudgetDirectory,
     Counters,
@@ -73,6 +83,10 @@ class Budgets:
     async def lifespan(self) -> AsyncIterator[None]:
         """Find what is counted with; averages outlive a reload."""
         services, config = self.services, self.config
+        if services.find(Counters) is None:  # type: ignore[type-abstract]
+            raise ConfigurationError('has nothing to count with: put "store" into [gateway] plugins')
+        if services.find(PriceTable) is None:  # type: ignore[type-abstract]
+            raise ConfigurationError('knows no prices: put "prices" into [gateway] plugins')
         self._counters = services.get(Counters)  # type: ignore[type-abstract]
         self._ledger = services.get(Ledger)  # type: ignore[type-abstract]
         rules = Rules(services.get(BudgetDirectory))  # type: ignore[type-abstract]
