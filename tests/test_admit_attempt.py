@@ -97,6 +97,15 @@ async def test_failed_answer_is_relayed_rather_than_the_refusal_of_a_binding_tha
     assert (reply.status, reply.body) == (503, b"down")
 
 
+@pytest.mark.parametrize("kind", PLUGINS)
+async def test_why_a_provider_gave_no_answer_is_told_though_another_was_skipped_after_it(kind: type[Excluding]) -> None:
+    silent = FakeUpstream([[]], repeat=True)
+    bindings = [{"name": "up", "type": "openai_compatible", "timeouts": {"first_byte": 0.05}}]
+    async with Harness([("keeper", kind("up2"))], upstream=[silent, answering()], bindings=bindings) as harness:
+        reply = await harness.request("POST", CHAT, body=BODY)
+    assert (reply.status, reply.headers.get(b"x-penstock-error")) == (504, b"upstream_timeout")
+
+
 async def test_attempt_may_end_the_exchange_instead() -> None:
     class Refusing:
         @hookimpl

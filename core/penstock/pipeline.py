@@ -416,6 +416,7 @@ def _exhausted(exchange: Exchange) -> RequestError:
     }
     if not attempts:
         return RequestError("provider_not_bound", "No provider binding of this virtual key can serve the request.")
-    reason = attempts[-1].outcome
+    made = [attempt for attempt in attempts if not attempt.is_skipped]
+    reason = (made or attempts)[-1].outcome
     code = "upstream_timeout" if reason == "timeout" else "provider_error"
     return RequestError(code, _TOLD_OF_FAULT.get(reason, _TOLD_OTHERWISE), meta=meta)

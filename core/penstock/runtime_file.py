@@ -131,6 +131,8 @@ def _read(path: Path) -> RunningGateway | None:
             return None  # somebody else's, or open to others: neither its address nor its token can be trusted
         if _is_left_behind(descriptor):
             with contextlib.suppress(OSError):
+                if not os.path.samestat(about, path.stat()):
+                    return _read(path)  # a living gateway has put its new one in the place of this
                 path.unlink()
             return None
         try:
