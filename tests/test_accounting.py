@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import anyio
@@ -12,8 +13,10 @@ import attrs
 import pytest
 from sqlalchemy import select
 
-from accounting_process import money, reserved
+from accounting_process import COUNTER, START, make_entry, money, reserved
+from fault_upstream import until
 from penstock.governance import Claim, Exceeded, StoreUnavailableError
+from penstock_plugins.store import leases
 from penstock_plugins.store.accounting import Accounting, open_accounting
 from penstock_plugins.store.database import Database
 from penstock_plugins.store.ledger_tables import counters as counter_rows
@@ -83,3 +86,43 @@ async def test_fault_without_a_text_is_named_in_the_log(tmp_path: Path, caplog: 
                 await reserved(accounts.counters, money(1, 10))
     said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert said == ["ledger and counters could not be written, and will be: AssertionError()"]
+
+
+async def test_database_that_is_down_is_one_line_and_another_once_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = []
+
+    def down(*_: object) -> None:
+        tries.append(1)
+        if len(tries) <= 3:
+            raise StoreUnavailableError("the disk is gone")
+
+    async with Database(f"sqlite:///{tmp_path}/penstock.db") as database:
+        await anyio.to_thread.run_sync(migrate, database)
+        async with open_accounting(database, tmp_path / "journal", seed=down) as accounts:
+            accounts.ledger.settle(make_entry("req_1", 5, COUNTER))
+            await accounts.ledger.flush()
+            assert await accounts.reader.spent([(COUNTER, START)]) == {(COUNTER, START): 5}
+    assert [record.getMessage() for record in caplog.records if record.name == "penstock.store"] == [
+        "ledger and counters could not be written, and will be: StoreUnavailableError('the disk is gone')",
+        "ledger and counters are written again; 3 tries had failed",
+    ]
+
+
+async def test_look_at_other_processes_that_fails_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with Database(f"sqlite:///{tmp_path}/penstock.db") as database:
+        await anyio.to_thread.run_sync(migrate, database)
+        async with open_accounting(database, tmp_path / "journal") as accounts:
+            with closing(sqlite3.connect(tmp_path / "penstock.db")) as other:
+                other.execute("ALTER TABLE counters RENAME TO away")
+                other.commit()
+                await until(lambda: "cannot be read just now" in caplog.text, "a line")
+                for _ in range(2):
+                    with pytest.raises(StoreUnavailableError):
+                        await accounts.database.read(lambda connection: leases.calls_to_answer(connection, "another"))
+                other.execute("ALTER TABLE away RENAME TO counters")
+                other.commit()
+            await until(lambda: "can be read again" in caplog.text, "another line")
+    said = [record.getMessage() for record in caplog.records if record.name == "penstock.store"]
+    assert len(said) == 2

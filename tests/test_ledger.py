@@ -6,7 +6,7 @@ import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from penstock import Usage
 from penstock.governance import Exceeded, LedgerUnavailableError, UsageQuery
 from penstock.testing.conformance.ledger import Books, check_ledger
 from penstock_plugins.store.accounting import Accounting
+from penstock_plugins.store.journal import SEGMENT_BYTES
 from penstock_plugins.store.ledger_tables import LEVELS, Level
 from penstock_plugins.store.rollups import buckets_of, cover
 from test_counters_processes import rows_of
@@ -33,6 +34,10 @@ Bucket = Literal["hour", "day", "month"]
 
 async def verified(accounts: Accounting) -> list[object]:
     return [found async for found in accounts.reader.verify()]
+
+
+def files_of(folder: Path, pattern: str) -> list[str]:
+    return [path.name for path in folder.glob(pattern)]
 
 
 async def test_ledger_conforms(tmp_path: Path) -> None:
@@ -107,6 +112,56 @@ async def test_entry_that_cannot_be_written_as_it_is_is_cleaned(tmp_path: Path) 
         assert entry is not None
         assert (entry.end_user, entry.cost_nano_usd) == ("?", 10**16)
         assert await verified(accounts) == []
+
+
+async def test_entry_the_database_cannot_hold_is_entered_cleaned(tmp_path: Path) -> None:
+    async with accounting(tmp_path / "penstock.db") as accounts:
+        held = await reserved(accounts.counters, money(5, 100))
+        accounts.counters.settle(held, {COUNTER: 5})  # type: ignore[arg-type]
+        accounts.ledger.settle(make_entry("req_1", 5, COUNTER, duration_ns=2**64 - 1))
+        await accounts.ledger.flush()
+        entry = await accounts.reader.entry("req_1")
+        assert entry is not None
+        assert entry.duration_ns == 2**62
+        assert accounts.counters.used(COUNTER, START) == 5
+        assert await verified(accounts) == []
+    assert files_of(tmp_path / "penstock.db.journal", "*") == []
+
+
+REFUSING = """
+CREATE TRIGGER refuse BEFORE INSERT ON ledger WHEN NEW.request_id = 'req_bad' BEGIN SELECT RAISE(ABORT, 'no'); END
+"""
+
+
+@pytest.mark.parametrize("is_journaled", [True, False])
+async def test_entry_refused_for_good_is_in_no_total_and_kept_for_an_operator(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_journaled: bool
+) -> None:
+    database = tmp_path / "penstock.db"
+    journal = Path(f"{database}.journal")
+    async with accounting(database) as accounts:
+        with closing(sqlite3.connect(database)) as other:
+            other.execute(REFUSING)
+        for request_id in ("req_1", "req_bad", "req_2"):
+            held = await reserved(accounts.counters, money(5, 100))
+            accounts.ledger.open(make_intent(request_id, 5, COUNTER))
+            accounts.counters.settle(held, {COUNTER: 5})  # type: ignore[arg-type]
+            is_short = not is_journaled and request_id == "req_bad"
+            with file_size_limit(1) if is_short else nullcontext():
+                tags = ("x" * SEGMENT_BYTES,) if is_short else ()
+                accounts.ledger.settle(make_entry(request_id, 5, COUNTER, tags=tags))
+        await accounts.ledger.flush()
+        assert accounts.counters.used(COUNTER, START) == 10
+        assert await accounts.reader.spent([(COUNTER, START)]) == {(COUNTER, START): 10}
+        assert await verified(accounts) == []
+        assert accounts.ledger.open_intents == 0
+        assert "the database refuses ledger entry req_bad; its 5 nano-USD are in no total" in caplog.text
+        assert files_of(journal, "*.journal")
+    assert "left to the next start" not in caplog.text
+    async with accounting(database) as accounts:
+        assert await verified(accounts) == []
+        assert await accounts.reader.spent([(COUNTER, START)]) == {(COUNTER, START): 10}
+    assert files_of(journal, "*.refused")
 
 
 async def test_verify_names_what_differs(tmp_path: Path) -> None:

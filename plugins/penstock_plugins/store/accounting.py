@@ -20,6 +20,7 @@ from penstock_plugins.store.counters import MemoryCounters
 from penstock_plugins.store.database import Database
 from penstock_plugins.store.journal import Journal
 from penstock_plugins.store.ledger import JournaledLedger
+from penstock_plugins.store.outages import Outage
 from penstock_plugins.store.reader import SQLLedgerReader
 from penstock_plugins.store.sweep import Sweeper
 from penstock_plugins.store.totals import CounterSeed, seed_of_budget
@@ -70,18 +71,23 @@ class Accounting:
         """Keep in step with other processes, for ever."""
         due = dict.fromkeys((self._refresh, self._sweep, self.forget), anyio.current_time())
         every = {self._refresh: REFRESH_SECONDS, self._sweep: SWEEP_SECONDS, self.forget: FORGET_SECONDS}
+        outage = Outage("what other processes count and left cannot be read just now", "it can be read again")
+        failed = None
         while True:
             await anyio.sleep(TICK_SECONDS if self.counters.is_shared else ALONE_TICK_SECONDS)
+            now = anyio.current_time()
+            action = self._look
             try:
-                await self._look()
-                for action, at in due.items():
-                    if anyio.current_time() >= at:
-                        due[action] = anyio.current_time() + every[action]
-                        await action()
-            except StoreUnavailableError as error:
-                _log.warning("the store cannot be read: %s", error)
-            except OSError as error:
-                _log.warning("journals cannot be looked through: %s", error)
+                for action in (self._look, *(action for action, at in due.items() if now >= at)):
+                    if action in due:
+                        due[action] = now + every[action]
+                    await action()
+                    if action == failed:
+                        outage.worked()
+                        failed = None
+            except (StoreUnavailableError, OSError) as error:  # of the database, or of the journals' folder
+                outage.failed(error)
+                failed = action
 
     async def _look(self) -> None:
         count, wanted = await self.database.read(lambda connection: leases.calls_to_answer(connection, self.holder))

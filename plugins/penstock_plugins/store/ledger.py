@@ -34,6 +34,8 @@ class Queued:
     entry: LedgerEntry
     segments: tuple[Segment | None, Segment | None] | None
     """Of its intent and itself; None where it could not be journaled."""
+    is_cleaned: bool = False
+    """Whether the database has refused it before."""
 
 
 class JournaledLedger:
@@ -118,10 +120,23 @@ class JournaledLedger:
         self._count(len(batch))
         return journal.take_done()
 
-    def set_aside(self, queued: Queued, error: BaseException) -> None:
-        """Leave an entry that the database refuses for good in the journal, where it outlives the process."""
-        _log.error("the database refuses ledger entry %s: %r", queued.entry.request_id, error)
+    def set_aside(self, queued: Queued, error: BaseException) -> dict[Name, int]:
+        """Try an entry that the database refuses once more, cleaned, and then leave it in the journal for good.
+
+        There it outlives the process. Returns what is not charged to whom, as no row says so.
+        """
+        entry = queued.entry
+        if not queued.is_cleaned:
+            self._queue.appendleft(Queued(cleaned(entry), queued.segments, is_cleaned=True))
+            return {}
+        _log.error(
+            "the database refuses ledger entry %s; its %d nano-USD are in no total: %r",
+            entry.request_id, clamped(entry.cost_nano_usd), error,
+        )  # fmt: skip
+        if queued.segments is None:  # its intent stands instead: the next start enters it with its estimate
+            self._journal.drop_intent(entry.request_id)
         self._count(1)
+        return charges_of([queued])
 
     def _count(self, entries: int) -> None:
         self._committed += entries

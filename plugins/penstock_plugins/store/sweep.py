@@ -19,7 +19,7 @@ from penstock_plugins.store.commits import Books, Receipt
 from penstock_plugins.store.counters import MemoryCounters
 from penstock_plugins.store.database import Database
 from penstock_plugins.store.journal import ENTRY, INTENT, DeadJournal, is_held, take_dead
-from penstock_plugins.store.ledger import entry_of
+from penstock_plugins.store.ledger import cleaned, entry_of
 
 T = TypeVar("T")
 _PART = 500
@@ -97,13 +97,21 @@ class Sweeper:
         is_whole = True
         for entry in entries:
             try:
-                await self._enter([entry])
+                await self._enter_somehow(entry)
             except StoreUnavailableError:
                 raise
             except Exception as error:  # noqa: BLE001 - it stays where an operator finds it
                 _log.error("the database refuses ledger entry %s: %r", entry.request_id, error)
                 is_whole = False
         return is_whole
+
+    async def _enter_somehow(self, entry: LedgerEntry) -> None:
+        try:
+            await self._enter([entry])
+        except StoreUnavailableError:
+            raise
+        except Exception:  # noqa: BLE001 - what is wrong with it may be something that cleaning takes away
+            await self._enter([cleaned(entry)])
 
     async def _free_orphans(self) -> int:
         """Free the leases of processes whose journal is gone."""

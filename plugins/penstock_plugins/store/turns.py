@@ -7,7 +7,6 @@ not needed, and changes between being exclusive and being one of several.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from time import monotonic
 
@@ -26,6 +25,7 @@ from penstock_plugins.store.journal import delete
 from penstock_plugins.store.leases import Change, Share
 from penstock_plugins.store.ledger import JournaledLedger, Queued, charges_of
 from penstock_plugins.store.ledger_tables import counters as counter_rows
+from penstock_plugins.store.outages import Outage
 from penstock_plugins.store.totals import Name, Total, find_or_add
 
 GATHER_SECONDS = 0.1
@@ -36,7 +36,6 @@ MOST_ENTRIES = 1000
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 1.0
 _PART = 500
-_log = logging.getLogger("penstock.store")
 
 
 @attrs.define(eq=False)
@@ -85,6 +84,9 @@ class Turns:
         """Whether the database says that this process is one of several."""
         self.wants_all = False
         """Whether no other process is left."""
+        self._outage = Outage(
+            "ledger and counters could not be written, and will be", "ledger and counters are written again"
+        )
 
     # --- waking ---------------------------------------------------------------------------------------------------
 
@@ -270,6 +272,8 @@ class Turns:
 
     def _apply(self, turn: Turn) -> None:
         self._most = min(2 * self._most, MOST_ENTRIES)
+        if self._most == MOST_ENTRIES:  # while one entry at fault is looked for, turns fail and succeed by turns
+            self._outage.worked()
         if turn.receipt is not None:
             self._books.remember(turn.receipt)
         if turn.share is None:
@@ -361,8 +365,18 @@ class Turns:
             self._most = 1
             self.ledger.put_back(turn.batch)
         else:
-            self.ledger.set_aside(turn.batch[0], error)
-        _log.error("ledger and counters could not be written, and will be: %r", error)
+            self._take_back(self.ledger.set_aside(turn.batch[0], error))
+        self._outage.failed(error)
+
+    def _take_back(self, charges: dict[Name, int]) -> None:
+        """Have memory no longer count what will never be in the ledger, so that totals stay the sums of rows."""
+        for name, amount in charges.items():
+            account = self.counters.accounts.get(name)
+            if account is not None:
+                account.settled -= amount
+                account.unflushed -= amount
+                if self.counters.is_shared:
+                    self.counters.dirty.add(account)
 
 
 def _give(change: Change) -> None:
