@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import attrs
+import msgspec
 from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -195,7 +196,7 @@ def _rfc3339(moment: float) -> str:
 
 
 def _refund_of(row: LedgerEntry, amount: int, now: float) -> LedgerEntry:
-    return attrs.evolve(
+    return msgspec.structs.replace(
         row,
         request_id=new_id("adj_"),
         started_at_ns=int(now * 1e9),

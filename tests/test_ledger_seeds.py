@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-import attrs
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +29,7 @@ numbers = itertools.count(1)
 
 
 def entry(at: float, key: int, end_user: str | None, cost: int) -> LedgerEntry:
-    return attrs.evolve(
+    return msgspec.structs.replace(
         make_entry(f"req_{next(numbers)}", cost),
         started_at_ns=int((START + at) * 1e9),
         organization_id="org_1",

@@ -30,8 +30,7 @@ class Debit(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """nano-USD reserved at admission."""
 
 
-@attrs.frozen(kw_only=True)
-class Intent:
+class Intent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Hold what is known of an exchange when it is about to reach a provider."""
 
     request_id: str
@@ -58,8 +57,7 @@ class Intent:
     tags: tuple[str, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class LedgerEntry:
+class LedgerEntry(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Hold one row of the ledger; ``request_id`` is unique, and entering one again changes nothing."""
 
     request_id: str

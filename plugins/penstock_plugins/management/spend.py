@@ -222,7 +222,7 @@ def refund_entry(call: Call, entry: LedgerEntry, body: Mapping[str, Any], once: 
         raise RefusedError("conflict", f"{entry.request_id} is a correction itself.")
     if not 0 < amount <= entry.cost_nano_usd:
         raise bad_field("amount_usd", f"must be over 0 and at most the cost, {write_usd(entry.cost_nano_usd)}")
-    return attrs.evolve(
+    return msgspec.structs.replace(
         entry,
         request_id=new_id("adj_") if once is None else f"adj_{once}",
         started_at_ns=call.now_ms * 1_000_000,

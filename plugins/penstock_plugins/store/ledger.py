@@ -188,9 +188,7 @@ def entry_of(intent: Intent) -> LedgerEntry:
 
 def cleaned(entry: LedgerEntry) -> LedgerEntry:
     """Return an entry that can be written: text without lone surrogates, numbers that fit 64 bits."""
-    return attrs.evolve(
-        entry, **{field.name: _clean(getattr(entry, field.name)) for field in attrs.fields(LedgerEntry)}
-    )
+    return LedgerEntry(**{name: _clean(getattr(entry, name)) for name in LedgerEntry.__struct_fields__})
 
 
 def _clean(value: Any) -> Any:

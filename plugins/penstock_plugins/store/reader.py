@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import attrs
+import msgspec
 from sqlalchemy import Connection, Row, Select, bindparam, func, or_, select, tuple_
 
 from penstock import Usage
@@ -36,7 +37,7 @@ _FEW = 64
 _end_users = dimensions.alias("end_users")
 _SHARED = (*SCOPES, "binding_id", "provider", "tags")
 _OTHER = ("usage", "attempts", "debits", "end_user", *_SHARED)
-_SAME = tuple(field.name for field in attrs.fields(LedgerEntry) if field.name not in _OTHER)
+_SAME = tuple(name for name in LedgerEntry.__struct_fields__ if name not in _OTHER)
 _ROWS = (
     select(ledger, *(dimensions.c[name] for name in _SHARED), _end_users.c.end_user)
     .join(dimensions, dimensions.c.id == ledger.c.dimensions_id)
@@ -216,4 +217,4 @@ def _checked(connection: Connection, entry: LedgerEntry) -> LedgerEntry:
     ).scalar_one()
     if left + entry.cost_nano_usd < 0:
         raise ValueError(f"exchange {entry.adjusts} has cost {left} nano-USD, less than what is to be taken from it")
-    return attrs.evolve(entry, outcome="adjustment", cost_source="adjustment", debits=corrected.debits)
+    return msgspec.structs.replace(entry, outcome="adjustment", cost_source="adjustment", debits=corrected.debits)

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import attrs
+import msgspec
 
 from penstock.governance import Debit, Intent, Ledger, LedgerEntry, LedgerReader, UsageQuery
 from penstock.models import Usage
@@ -77,7 +78,7 @@ def _entry(name: str, **changes: Any) -> LedgerEntry:
         attempts=({"binding_id": "gpc_0", "model": "m", "reason": "5xx", "status": 500},),
         tags=("eu", "batch"),
     )
-    return attrs.evolve(plain, **changes)
+    return msgspec.structs.replace(plain, **changes)
 
 
 def _intent(name: str, *debits: Debit) -> Intent:
@@ -139,7 +140,7 @@ async def _check_adjustments(books: Books) -> None:
     totals = await books.reader.spent([("budget:a", _START), ("budget:b", 0)])
     assert totals == {("budget:a", _START): 36, ("budget:b", 0): 26}, "a correction is charged to the same, once"
     too_much = _entry("refund_2", usage=None, cost_nano_usd=-7, adjusts="req_debits_0", outcome="adjustment")
-    for wrong, expected in ((too_much, ValueError), (attrs.evolve(too_much, adjusts="req_unknown"), LookupError)):
+    for wrong, expected in ((too_much, ValueError), (msgspec.structs.replace(too_much, adjusts="req_unknown"), LookupError)):
         try:
             await books.reader.adjust(wrong)
         except expected:
@@ -170,7 +171,7 @@ async def _check_usage(books: Books) -> None:
     for number, end_user in enumerate(("ann", "bob", None, "ann")):
         at = (_START + 900 * number) * _SECOND
         entry = _entry(f"usage_{number}", started_at_ns=at, end_user=end_user, outcome="success")
-        books.ledger.settle(attrs.evolve(entry, organization_id="org_usage"))
+        books.ledger.settle(msgspec.structs.replace(entry, organization_id="org_usage"))
     await books.ledger.flush()
     where = {"organization_id": "org_usage"}
     query = UsageQuery(since_ns=_START * _SECOND, until_ns=(_START + 3600) * _SECOND, where=where)
