@@ -201,7 +201,7 @@ class Gateway:
         self.configuration = configuration
         self.telemetry = telemetry or Telemetry()
         self.transports = UpstreamTransports(gateway.upstream, gateway.namespace)
-        self.shared = Shared()
+        self.shared = Shared(lambda fault: self.telemetry.report_fault(None, fault))
         self.generation = build_generation(configuration, self.transports, self.telemetry, self.shared)
         self._tls = None if gateway.tls is None else build_tls(gateway.tls)
         self.server = Server(gateway.limits, gateway.namespace, scheme="http" if self._tls is None else "https")

@@ -18,21 +18,30 @@ T = TypeVar("T")
 
 
 @attrs.define(eq=False)
-class _Kept:
-    """One thing in use."""
+class _Opened:
+    """One time that a thing is open."""
 
-    users: int = 0
     value: Any = None
     end: anyio.Event = attrs.Factory(anyio.Event)
     ended: anyio.Event = attrs.Factory(anyio.Event)
 
 
+@attrs.define(eq=False)
+class _Kept:
+    """What is under one key; it stays while somebody uses or closes it, so that nobody opens it twice."""
+
+    users: int = 0
+    lock: anyio.Lock = attrs.Factory(anyio.Lock)
+    opened: _Opened | None = None
+
+
 class Shared:
     """Hold things that several generations use, by key."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Callable[[Exception], None] | None = None) -> None:
+        """Take whom to tell of what fails while it is closed; without anybody that ends ``running``."""
+        self._report = report
         self._kept: dict[Hashable, _Kept] = {}
-        self._opening = anyio.Lock()
         self._tasks: anyio.abc.TaskGroup | None = None
 
     @asynccontextmanager
@@ -46,31 +55,46 @@ class Shared:
     async def use(self, key: Hashable, make: Callable[[], AbstractAsyncContextManager[T]]) -> AsyncIterator[T]:
         """Yield what is kept under ``key``; the first user enters ``make()``, the last has it left.
 
-        Raises what ``make()`` raises on entering.
+        What ``make()`` returns may use other keys meanwhile; its own it would wait for without end. Raises what it
+        raises on entering; what it raises on leaving is reported, and whoever comes next opens anew.
         """
-        async with self._opening:
-            kept = self._kept.get(key)
-            if kept is None:
-                kept = _Kept()
-                assert self._tasks is not None, "things are shared within a running gateway"
-                await self._tasks.start(self._hold, kept, make)
-                self._kept[key] = kept
-            kept.users += 1
+        kept = self._kept.get(key)
+        if kept is None:
+            kept = self._kept[key] = _Kept()
+        kept.users += 1
         try:
-            yield kept.value
+            async with kept.lock:
+                if kept.opened is None:
+                    kept.opened = await self._open(key, make)
+                value = kept.opened.value
+            yield value
         finally:
             kept.users -= 1
             if not kept.users:
                 with anyio.CancelScope(shield=True):
-                    async with self._opening:
-                        if not kept.users:  # nobody has come meanwhile
-                            self._kept.pop(key, None)
-                            kept.end.set()
-                            await kept.ended.wait()
+                    await self._close(key, kept)
+
+    async def _open(self, key: Hashable, make: Callable[[], AbstractAsyncContextManager[Any]]) -> _Opened:
+        assert self._tasks is not None, "things are shared within a running gateway"
+        opened = _Opened()
+        await self._tasks.start(self._hold, key, opened, make)
+        return opened
+
+    async def _close(self, key: Hashable, kept: _Kept) -> None:
+        async with kept.lock:
+            if kept.users:  # somebody has come meanwhile
+                return
+            opened, kept.opened = kept.opened, None
+            if opened is not None:
+                opened.end.set()
+                await opened.ended.wait()
+            if not kept.users and self._kept.get(key) is kept:
+                del self._kept[key]
 
     async def _hold(
         self,
-        kept: _Kept,
+        key: Hashable,
+        opened: _Opened,
         make: Callable[[], AbstractAsyncContextManager[Any]],
         *,
         task_status: anyio.abc.TaskStatus[None],
@@ -78,8 +102,15 @@ class Shared:
         """Enter and leave in one task, as task groups inside demand."""
         try:
             with anyio.CancelScope(shield=True):
-                async with make() as kept.value:
+                async with make() as opened.value:
                     task_status.started()
-                    await kept.end.wait()
+                    await opened.end.wait()
+        except Exception as error:
+            # What fails on its way out takes nothing with it; what dies while it is used must be seen.
+            if self._report is None or not opened.end.is_set():
+                raise
+            fault = RuntimeError(f"what plugins share as {key!r} failed while it was closed: {type(error).__name__}")
+            fault.__cause__ = error
+            self._report(fault)
         finally:
-            kept.ended.set()
+            opened.ended.set()
