@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 import attrs
 
 from penstock import (
+    Attempt,
     Candidate,
     ConfigurationError,
     Exchange,
@@ -30,9 +31,12 @@ from penstock.governance import (
     Intent,
     Ledger,
     LedgerUnavailableError,
+    Outcome,
     PriceTable,
+    Reservation,
 )
-from penstock_plugins.budgets.admission import Admission, Admitter
+from penstock_plugins.budgets.admission import Admission
+from penstock_plugins.budgets.admitting import Admitter
 from penstock_plugins.budgets.end_users import end_user_of
 from penstock_plugins.budgets.estimates import Averages, likely_input
 from penstock_plugins.budgets.rules import Rules
@@ -224,27 +228,41 @@ class Budgets:
         try:
             spent = self._enter(exchange, principal, admission)
         finally:  # whatever goes wrong, nothing stays reserved
-            for reservation in () if admission is None else admission.reservations:
-                claimed = {claim.counter for claim in reservation.claims}.intersection(spent)
-                self._counters.settle(reservation, {counter: spent.pop(counter) for counter in claimed})
+            if admission is not None:
+                self._give_back(admission.reservations, spent)
+
+    def _give_back(self, reservations: list[Reservation], spent: dict[str, int]) -> None:
+        if len(reservations) == 1:
+            self._counters.settle(reservations[0], spent)
+            return
+        for reservation in reservations:
+            claimed = {claim.counter for claim in reservation.claims}.intersection(spent)
+            self._counters.settle(reservation, {counter: spent.pop(counter) for counter in claimed})
 
     def _enter(self, exchange: Exchange, principal: Principal, admission: Admission | None) -> dict[str, int]:
         """Enter an exchange; returns what is charged to which counter."""
         cost = NOTHING
         debits: tuple[Debit, ...] = ()
+        made, outcome = last_made(exchange.attempts), outcome_of(exchange)
         if admission is None:
             started_at_ns = _nanoseconds(self.services.clock()) - (exchange.ended_ns - exchange.started_ns)
         else:
             started_at_ns = _nanoseconds(admission.now)
             if admission.is_charged:
-                cost, debits = self._cost(exchange, admission)
-        self._ledger.settle(entry_of(exchange, principal, admission, cost, debits=debits, started_at_ns=started_at_ns))
+                cost, debits = self._cost(exchange, admission, made, outcome)
+        self._ledger.settle(
+            entry_of(
+                exchange, principal, admission, cost,
+                made=made, outcome=outcome, debits=debits, started_at_ns=started_at_ns,
+            )
+        )  # fmt: skip
         return {debit.counter: cost.nano_usd for debit in debits}
 
-    def _cost(self, exchange: Exchange, admission: Admission) -> tuple[Cost, tuple[Debit, ...]]:
+    def _cost(
+        self, exchange: Exchange, admission: Admission, made: Attempt | None, outcome: Outcome
+    ) -> tuple[Cost, tuple[Debit, ...]]:
         """Return what the exchange cost and which counters it is charged to."""
         candidate = exchange.candidate
-        made = last_made(exchange.attempts)
         if made is None or candidate is None or candidate.binding.id != made.binding_id:
             return NOTHING, ()
         if admission.likely_tokens < 0:
@@ -255,12 +273,12 @@ class Budgets:
             usage = admission.bounds.within(usage, price, self.config.max_output_tokens)
         cost = cost_of(exchange, usage, price, admission.likely_tokens)
         if price is not None and goes_on(exchange):
-            reserved = max([held.amount for held in admission.held], default=0)
+            reserved = max([claim.amount for _, claim in admission.held], default=0)
             most = max(cost.nano_usd, reserved, self._admitter.likely(exchange, admission, candidate))
             cost = attrs.evolve(cost, nano_usd=most, source="estimated")
         if admission.stand_ins and price in admission.stand_ins and cost.source == "priced":
             cost = attrs.evolve(cost, source="estimated")
-        if cost.nano_usd and outcome_of(exchange) == "success":
+        if cost.nano_usd and outcome == "success":
             self._averages.add(admission.principal.virtual_key_id, candidate.model, cost.nano_usd)
         if not is_counted(exchange):
             return cost, ()

@@ -6,10 +6,8 @@ from collections.abc import Iterable
 
 from penstock import Candidate, RequestError
 from penstock.governance import Period, write_time, write_usd
-from penstock_plugins.budgets.rules import Applied
+from penstock_plugins.budgets.rules import WARN_FROM, Applied
 
-_WARN_FROM = 80
-"""Percent."""
 _SPOKEN = {"virtual_key": "virtual key", "end_user": "end user"}
 
 
@@ -73,7 +71,7 @@ def warning(spent: Iterable[tuple[Applied, int]]) -> bytes | None:
     words = []
     for applied, settled in spent:
         limit = applied.limit
-        if settled * 100 >= limit * _WARN_FROM:
+        if settled * 100 >= limit * WARN_FROM:
             scope = applied.rule.budget.scope
             where = scope if applied.binding_id is None else f"{scope}/{applied.binding_id}"
             words.append(f"{where}:{settled * 100 // limit if limit else 100}")

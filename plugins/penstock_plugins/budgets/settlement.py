@@ -96,11 +96,13 @@ def debits_of(admission: Admission, binding_id: str) -> tuple[Debit, ...]:
     if known is not None and known[0] == binding_id:
         return known[1]
     reserved: dict[str, Debit] = {}
-    for held in admission.held:
-        if held.applied.binding_id is None or held.applied.binding_id == binding_id:
-            before = reserved.get(held.counter)
-            amount = held.amount if before is None else held.amount + before.reserved
-            reserved[held.counter] = Debit(counter=held.counter, period=held.period, reserved=amount)
+    for applied, claim in admission.held:
+        if applied.binding_id is None or applied.binding_id == binding_id:
+            counter, amount = claim.counter, claim.amount
+            before = reserved.get(counter)
+            if before is not None:
+                amount += before.reserved
+            reserved[counter] = Debit(counter=counter, period=claim.period, reserved=amount)
     debits = tuple(reserved.values())
     admission.debits = (binding_id, debits)
     return debits
@@ -112,12 +114,13 @@ def entry_of(
     admission: Admission | None,
     cost: Cost,
     *,
+    made: Attempt | None,
+    outcome: Outcome,
     debits: tuple[Debit, ...],
     started_at_ns: int,
 ) -> LedgerEntry:
-    """Return the row of the ledger."""
+    """Return the row of the ledger; ``made`` is the last attempt that was no skip."""
     attempts = exchange.attempts
-    made = last_made(attempts)
     error = exchange.error
     return LedgerEntry(
         request_id=exchange.request_id.decode(),
@@ -138,7 +141,7 @@ def entry_of(
         cost_source=cost.source,
         price_version=cost.version,
         status=exchange.status,
-        outcome=outcome_of(exchange),
+        outcome=outcome,
         error=error.code if error is not None else None if made is None else made.reason,
         is_stream=exchange.is_stream,
         fallback_count=max(0, len(attempts) - 1),
