@@ -135,6 +135,21 @@ async def test_provider_that_cannot_build_is_named_in_the_log_only() -> None:
         assert (fault.plugin, fault.hook) == ("broken_build", "build")
 
 
+async def test_answer_given_up_for_another_candidate_is_not_what_is_settled() -> None:
+    body = b'{"usage":{"prompt_tokens":3,"completion_tokens":4}}'
+    upstream = FakeUpstream([[http_reply(body, 503)]])
+    both = [("b", "openai"), ("c", "broken_build")]
+    tables = [{"name": n, "type": kind, "base_url": upstream.base_url, "models": ["m"]} for n, kind in both]
+    config = {"routing": {"bindings": tables}}
+    async with watched(upstream, plugins=["openai", BrokenProviders], config=config) as run:
+        run.idle = run.faults = 1
+        reply = await run.harness.request("POST", OPENAI.path, body=OPENAI.body)
+        assert (reply.status, reply.header("X-Penstock-Error")) == (500, "plugin_error")
+        (exchange,) = run.harness.exchanges
+        assert [attempt.reason for attempt in exchange.attempts] == ["status", "not_sent"]
+        assert (exchange.window, exchange.usage, exchange.bytes_out) == (None, None, 0)
+
+
 @pytest.mark.parametrize("answer", ["stream", "json"])
 async def test_provider_that_cannot_read_usage_changes_no_answer(answer: str) -> None:
     script = stream_reply(*OPENAI.events) if answer == "stream" else [http_reply(b"{}")]

@@ -148,6 +148,7 @@ class Pipeline:
                     break
                 if last is not None:
                     last.response.close()
+                    last = None  # what went wrong with the next is not settled by this one's body
                 last = await self._attempt(exchange, candidate, client)
                 last_candidate = candidate
                 if last is not None and exchange.attempts[-1].reason is None:
