@@ -112,7 +112,7 @@ class Governed:
     async def insert(self, kind: str, value: Any, object_id: str | None = None) -> str:
         chosen = object_id or new_id(KINDS[kind].prefix)
         document = attrs.asdict(value)
-        unique = unique_values(KINDS[kind], document)
+        unique = unique_values(KINDS[kind], document, self.scope)
         await self.store.transact(lambda change: change.insert(kind, chosen, self.scope, document, unique))
         return chosen
 
@@ -120,7 +120,7 @@ class Governed:
         def work(change: Any) -> None:
             stored = change.get(kind, object_id)
             document = {**stored.document, **members}
-            change.replace(stored, document, unique_values(KINDS[kind], document))
+            change.replace(stored, document, unique_values(KINDS[kind], document, stored.scope))
 
         await self.store.transact(work)
 

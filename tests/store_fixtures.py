@@ -80,7 +80,7 @@ async def owners_of(store: ObjectStore) -> Owners:
 async def insert(store: ObjectStore, kind: str, scope: Scope, value: Any, object_id: str | None = None) -> StoredObject:
     def work(transaction: Transaction) -> StoredObject:
         document = attrs.asdict(value)
-        unique = unique_values(KINDS[kind], document)
+        unique = unique_values(KINDS[kind], document, scope)
         return transaction.insert(kind, object_id or new_id(KINDS[kind].prefix), scope, document, unique)
 
     return await store.transact(work)
@@ -88,7 +88,7 @@ async def insert(store: ObjectStore, kind: str, scope: Scope, value: Any, object
 
 async def change(store: ObjectStore, stored: StoredObject, **members: Any) -> StoredObject:
     document: Mapping[str, Any] = {**stored.document, **members}
-    unique = unique_values(KINDS[stored.kind], document)
+    unique = unique_values(KINDS[stored.kind], document, stored.scope)
     return await store.transact(lambda transaction: transaction.replace(stored, document, unique))
 
 

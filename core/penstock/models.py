@@ -223,6 +223,8 @@ class ProviderBinding:
     """What the provider type alone understands, checked by the provider when the binding is made."""
     rate_limits: RateLimits | None = None
     """Bounds of what is sent to the account; None where there are none."""
+    organization_id: str | None = None
+    """Whose keys alone may use it; None where there are no organizations."""
 
 
 @attrs.frozen(eq=False)

@@ -16,7 +16,7 @@ GENERIC = {
     "slug": "Short name, taken wherever an id is.",
     "name": "What people call it.",
     "scope_id": "Organization, team or project it belongs to.",
-    "external_id": "Your own id for it; unique.",
+    "external_id": "Your own id for it; unique in its organization, a price's in the installation.",
     "version": "One more with every change; the ETag.",
     "created_at": "RFC 3339, UTC.",
     "updated_at": "RFC 3339, UTC.",

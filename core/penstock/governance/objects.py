@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import attrs
 
+from penstock.governance.stores import Scope
 from penstock.models import RateLimits
 
 Window = Literal["minute", "hour", "day", "week", "month", "total", "manual"]
@@ -123,7 +124,7 @@ class Binding:
     base_url: str = ""
     """Empty takes the type's own."""
     handle: str | None = None
-    """Lets clients ask for ``handle/model``; unique."""
+    """Lets clients ask for ``handle/model``; unique in its organization."""
     models: tuple[str, ...] = ()
     """Models declared; empty leaves the choice to the name."""
     model_map: Mapping[str, str] = attrs.field(factory=dict)
@@ -153,7 +154,7 @@ class Binding:
     enabled: bool = True
     """Whether it is used."""
     external_id: str | None = None
-    """Your own id for it; unique."""
+    """Your own id for it; unique in its organization."""
 
 
 @attrs.frozen(kw_only=True)
@@ -237,7 +238,7 @@ class VirtualKey:
     metadata: Mapping[str, str] = attrs.field(factory=dict)
     """At most 40 pairs, for plugins to match."""
     external_id: str | None = None
-    """Your own id for it; unique."""
+    """Your own id for it; unique in its organization."""
     display_prefix: str = ""
     """How logs name the secret."""
     hash: str = ""
@@ -265,7 +266,7 @@ class Budget:
     on_breach: OnBreach = "block"
     """Refuse with 402, or warn in a header."""
     name: str | None = None
-    """Unique, where there is one."""
+    """Unique in its organization, where there is one."""
     timezone: str = "UTC"
     """IANA name of the zone whose calendar it follows."""
     cycle_anchor_at: str | None = None
@@ -277,7 +278,7 @@ class Budget:
     period_reset_at: str | None = None
     """When it was last reset; a period starts no earlier."""
     external_id: str | None = None
-    """Your own id for it; unique."""
+    """Your own id for it; unique in its organization."""
 
 
 @attrs.frozen(kw_only=True)
@@ -441,13 +442,15 @@ class Kind:
     prefix: str
     type: type[Any]
     unique: Mapping[str, tuple[str, ...]]
-    """Name of a constraint → the members that are unique together among the active objects of this kind; an object
-    where one of them is None is not bound by it."""
+    """Name of a constraint → the members that are unique together among the active objects of this kind, where
+    ``organization_id`` is the organization an object lives in; an object where one of them is None is not bound by it.
+    """
     secrets: tuple[str, ...] = ()
     """Members that are never returned."""
 
 
-_NAMED = {"name": ("scope_id", "name"), "external_id": ("external_id",)}
+_EXTERNAL = {"external_id": ("organization_id", "external_id")}
+_NAMED = {"name": ("scope_id", "name"), **_EXTERNAL}
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -457,15 +460,15 @@ KINDS: dict[str, Kind] = {
         Kind("user", "user_", User, {"slug": ("organization_id", "slug")}),
         Kind("service_account", "svc_", ServiceAccount, {"slug": ("project_id", "slug")}),
         Kind("group", "grp_", Group, {"slug": ("organization_id", "slug")}),
-        Kind("provider_binding", "gpc_", Binding, {**_NAMED, "handle": ("handle",)}, ("credential",)),
+        Kind("provider_binding", "gpc_", Binding, {**_NAMED, "handle": ("organization_id", "handle")}, ("credential",)),
         Kind(
             "virtual_key",
             "vk_",
             VirtualKey,
-            {"name": ("project_id", "name"), "external_id": ("external_id",), "hash": ("hash",)},
+            {"name": ("project_id", "name"), **_EXTERNAL, "hash": ("hash",)},
             ("hash", "previous_hash"),
         ),
-        Kind("budget", "bud_", Budget, {"name": ("name",), "external_id": ("external_id",)}),
+        Kind("budget", "bud_", Budget, {"name": ("organization_id", "name"), **_EXTERNAL}),
         Kind("routing_policy", "rp_", RoutingPolicy, _NAMED),
         Kind("cache_rule", "cr_", CacheRule, _NAMED),
         Kind("evaluator", "ev_", Evaluator, _NAMED),
@@ -478,7 +481,8 @@ KINDS: dict[str, Kind] = {
 """Every kind, by name."""
 
 
-def unique_values(kind: Kind, document: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Return the values a document holds, by name of constraint."""
-    values = {name: tuple(document.get(member) for member in members) for name, members in kind.unique.items()}
+def unique_values(kind: Kind, document: Mapping[str, Any], scope: Scope) -> dict[str, tuple[str, ...]]:
+    """Return the values a document holds that lives in ``scope``, by name of constraint."""
+    placed = {"organization_id": scope.organization_id, **document}
+    values = {name: tuple(placed.get(member) for member in members) for name, members in kind.unique.items()}
     return {name: found for name, found in values.items() if all(found)}  # type: ignore[misc]

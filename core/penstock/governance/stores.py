@@ -81,7 +81,7 @@ class Reading(Protocol):
         ...
 
     def find(self, kind: str, constraint: str, value: Sequence[str]) -> StoredObject | None:
-        """Return the active object that holds a unique value: ``find("provider_binding", "handle", ["eu"])``."""
+        """Return the active object that holds a unique value: ``find("virtual_key", "name", ["proj_…", "k"])``."""
         ...
 
     def list(

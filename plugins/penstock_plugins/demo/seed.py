@@ -162,12 +162,12 @@ class _Planting:
     def _insert(self, kind: str, scope: Scope, made: Any, action: str, object_id: str | None = None) -> StoredObject:
         document = attrs.asdict(made)
         object_id = object_id or new_id(KINDS[kind].prefix)
-        stored = self.tx.insert(kind, object_id, scope, document, unique_values(KINDS[kind], document))
+        stored = self.tx.insert(kind, object_id, scope, document, unique_values(KINDS[kind], document, scope))
         self._audit(stored, action, None)
         return stored
 
     def _replace(self, before: StoredObject, document: Mapping[str, Any], action: str) -> StoredObject:
-        stored = self.tx.replace(before, document, unique_values(KINDS[before.kind], document))
+        stored = self.tx.replace(before, document, unique_values(KINDS[before.kind], document, before.scope))
         self._audit(stored, action, before)
         return stored
 

@@ -114,12 +114,9 @@ def _name_of(stored: StoredObject) -> str | None:
 
 def _existing(call: Call, resource: Resource, body: Mapping[str, Any]) -> StoredObject | None:
     """Return the active object that an entry of a document is about, if it is in sight."""
-    found = None
-    external_id = body.get("external_id")
-    if isinstance(external_id, str) and "external_id" in resource.kind.unique:
-        found = call.tx.find(resource.kind.name, "external_id", [external_id])
+    members = bodies.read_members(call, resource, body)
+    found = _by_unique(call, resource, members, "external_id")
     if found is None:
-        members = bodies.read_members(call, resource, body)
         bodies.fill_placement(call, resource, members)
         for name, fill in resource.fills.items():
             if members.get(name) is None:
@@ -132,12 +129,30 @@ def _existing(call: Call, resource: Resource, body: Mapping[str, Any]) -> Stored
     return found
 
 
+def _by_unique(call: Call, resource: Resource, members: Mapping[str, Any], constraint: str) -> StoredObject | None:
+    """Return the active object that holds what an entry says of a constraint, in the organization it is about."""
+    needed = resource.kind.unique.get(constraint, ())
+    placed = members
+    if "organization_id" in needed and members.get("organization_id") is None:
+        placed = {**members, "organization_id": _organization_of(call, resource, members)}
+    values = [placed.get(name) for name in needed]
+    if not values or not all(isinstance(value, str) and value for value in values):
+        return None
+    return call.tx.find(resource.kind.name, constraint, [str(value) for value in values])
+
+
+def _organization_of(call: Call, resource: Resource, members: Mapping[str, Any]) -> str:
+    """Return the organization of the place an entry names; the actor's where it names none."""
+    if all(members.get(name) is None for name in bodies.PLACEMENT if name in resource.references):
+        return call.actor.organization_id
+    scope = bodies.scope_in(call, resource, "", members)
+    return call.actor.organization_id if scope is None else scope.organization_id
+
+
 def _by_name(call: Call, resource: Resource, members: Mapping[str, Any]) -> StoredObject | None:
     for constraint in ("slug", "name"):
-        needed = resource.kind.unique.get(constraint)
-        values = [] if needed is None else [members.get(name) for name in needed]
-        if values and all(isinstance(value, str) and value for value in values):
-            return call.tx.find(resource.kind.name, constraint, [str(value) for value in values])
+        if constraint in resource.kind.unique and members.get(constraint):
+            return _by_unique(call, resource, members, constraint)
     if resource.kind.name == "budget":
         where = {name: members.get(name) for name in ("scope", "scope_id", "window")}
         if all(isinstance(value, str) for value in where.values()):

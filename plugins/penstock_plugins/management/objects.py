@@ -149,9 +149,8 @@ def create(call: Call, resource: Resource, body: Mapping[str, Any]) -> tuple[Sto
     resource.check(call, draft)
     document = unstructure(draft.document)
     stored_in = scope or Scope(call.actor.organization_id)
-    with_conflict = functools.partial(
-        call.change.insert, resource.kind.name, object_id, stored_in, document, unique_values(resource.kind, document)
-    )
+    unique = unique_values(resource.kind, document, stored_in)
+    with_conflict = functools.partial(call.change.insert, resource.kind.name, object_id, stored_in, document, unique)
     stored = _stored(call, with_conflict)
     after = _members(resource, stored.document)
     call.audit(resource.permission("create"), (resource.kind.name, object_id, stored_in), before=None, after=after)
@@ -205,7 +204,7 @@ def save(call: Call, draft: Draft, action: str) -> StoredObject:
     document = unstructure(draft.document)
     stored = before
     if document != {**_defaults(resource), **before.document}:
-        unique = unique_values(resource.kind, document)
+        unique = unique_values(resource.kind, document, before.scope)
         stored = _stored(call, lambda: call.change.replace(before, document, unique))
         call.audit(
             resource.permission(action),

@@ -81,12 +81,12 @@ class ConfiguredBindings:
 
 
 def faults_of(bindings: Sequence[ProviderBinding], principals: Iterable[Principal]) -> list[str]:
-    """Return a line for each handle given twice, and for each name of a binding in a key that no binding has."""
+    """Return a line for each handle an organization has twice, and for each name in a key that no binding has."""
     faults = []
-    handles: dict[str, str] = {}
+    handles: dict[tuple[str | None, str], str] = {}
     for binding in bindings:
         if binding.handle is not None:
-            first = handles.setdefault(binding.handle, binding.name)
+            first = handles.setdefault((binding.organization_id, binding.handle), binding.name)
             if first != binding.name:
                 faults.append(f"binding {binding.name!r}: handle: {binding.handle!r} is that of binding {first!r}")
     names = [binding.name for binding in bindings]

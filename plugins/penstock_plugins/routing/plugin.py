@@ -93,7 +93,9 @@ class Routing:
         if endpoint.operation not in ("models", "model"):
             return None
         principal = exchange.principal or _NOBODY
-        return self._lists.answer(exchange, principal, self._reachable(principal, "openai.models"), self._names())
+        return self._lists.answer(
+            exchange, principal, self._reachable(principal, "openai.models"), self._names(principal)
+        )
 
     def _resolve(self, exchange: Exchange) -> None:
         """Set the chain; a refusal waits for select_provider, as another plugin may know whom to ask."""
@@ -131,7 +133,7 @@ class Routing:
         found = _RESPONSE_ID.search(exchange.window.head)
         if found is None or exchange.candidate is None:
             return
-        self._responses[found[1]] = exchange.candidate.binding.name
+        self._responses[found[1]] = exchange.candidate.binding.id
         if len(self._responses) > _REMEMBERED_RESPONSES:
             self._responses.popitem(last=False)
 
@@ -153,7 +155,7 @@ class Routing:
         if chain is None:
             reachable = self._reachable(principal, endpoint.dialect)
             elsewhere = self._elsewhere(principal, endpoint.dialect)
-            chain = tuple(resolve(model, principal, reachable, self._names(), elsewhere))
+            chain = tuple(resolve(model, principal, reachable, self._names(principal), elsewhere))
             if len(self._chains) >= _REMEMBERED_CHAINS:
                 self._chains.clear()
             if len(model) <= _REMEMBERED_MODEL:
@@ -166,7 +168,7 @@ class Routing:
         maker = self._responses.get(previous.encode())
         if maker is None:
             return chain
-        return sorted(chain, key=lambda candidate: candidate.binding.name != maker)
+        return sorted(chain, key=lambda candidate: candidate.binding.id != maker)
 
     def _chain_of_stored(self, exchange: Exchange, principal: Principal) -> Sequence[Candidate]:
         """Return where a stored response lives; one that is not remembered can only be the primary's.
@@ -177,16 +179,18 @@ class Routing:
         maker = self._responses.get(identifier)
         dialect = exchange.request.endpoint.dialect
         reachable = self._reachable(principal, dialect)
-        chosen = reachable[:1] if maker is None else [found for found in reachable if found.binding.name == maker]
+        chosen = reachable[:1] if maker is None else [found for found in reachable if found.binding.id == maker]
         if maker is not None and not chosen:
             raise RequestError("not_found", "There is no stored response of this id for this virtual key.")
         if not chosen:
             raise not_bound(self._elsewhere(principal, dialect))
         return [found.candidate(None, "stored") for found in chosen]
 
-    def _names(self) -> frozenset[str]:
-        """Return every type and handle there is, reachable or not."""
-        handles = [binding.handle for binding in self._directory.all_bindings() if binding.handle]
+    def _names(self, principal: Principal) -> frozenset[str]:
+        """Return every type, and every handle of the key's organization, reachable or not."""
+        homes = (None, principal.organization_id)
+        bindings = [binding for binding in self._directory.all_bindings() if binding.organization_id in homes]
+        handles = [binding.handle for binding in bindings if binding.handle]
         return frozenset([*self.services.providers.types, *handles])
 
     def _reachable(self, principal: Principal, dialect: str) -> list[Reachable]:

@@ -86,6 +86,7 @@ class BindingTable:
                 **(document.get("settings") or {}),
             },
             rate_limits=limits_of(document),
+            organization_id=stored.scope.organization_id,
         )
 
 

@@ -86,7 +86,7 @@ def _add(transaction: SQLTransaction, name: str, object_id: str, scope: Scope, v
     """Add an object, and say so in the audit, without its secrets."""
     kind = KINDS[name]
     document = attrs.asdict(value)
-    stored = transaction.insert(name, object_id, scope, document, values_of(kind, document))
+    stored = transaction.insert(name, object_id, scope, document, values_of(kind, document, scope))
     after = {member: found for member, found in stored.document.items() if member not in kind.secrets}
     transaction.audit(
         AuditEntry(

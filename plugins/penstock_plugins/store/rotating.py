@@ -97,7 +97,7 @@ def _seal(transaction: SQLTransaction, stored: StoredObject, members: list[str],
     document: dict[str, Any] = dict(stored.document)
     for member in members:
         document[member] = vault.seal(vault.open(document[member], context=context), context=context)
-    transaction.replace(stored, document, values_of(KINDS[stored.kind], document))
+    transaction.replace(stored, document, values_of(KINDS[stored.kind], document, stored.scope))
     transaction.audit(
         AuditEntry(
             id=new_id("aud_"), at_ms=transaction.now_ms, actor="system", action="organization:rotate",
