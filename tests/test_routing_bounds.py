@@ -6,6 +6,7 @@ import gzip
 import json
 from typing import Any
 
+import attrs
 import pytest
 
 from penstock import (
@@ -13,6 +14,8 @@ from penstock import (
     Candidate,
     ConfigurationError,
     Exchange,
+    Principal,
+    ProviderBinding,
     Services,
     hookimpl,
     new_key,
@@ -85,6 +88,54 @@ async def test_answer_of_another_plugins_choice_outlives_a_refusal_of_routing() 
     async with gateway(answering(503, b"theirs"), [binding("a"), binding("c")], First) as harness:
         reply = await harness.request("POST", CHAT, body={"messages": []})
         assert (reply.status, reply.body, dialled(harness)) == (503, b"theirs", ["c"])
+
+
+class Counted:
+    """Be a directory that counts how often it is asked."""
+
+    revision = 0
+
+    def __init__(self, services: Services) -> None:
+        self.asked = 0
+        self.binding = ProviderBinding("gpc_a", "a", "openai_compatible", "http://127.0.0.1:1", models=("m",))
+        services.provide(BindingDirectory, self)  # type: ignore[type-abstract]
+
+    def find_binding(self, name: str) -> ProviderBinding | None:
+        return self.binding if name in ("a", "gpc_a") else None
+
+    def all_bindings(self) -> list[ProviderBinding]:
+        return [self.binding]
+
+    def bindings_of(self, principal: Principal) -> list[ProviderBinding]:
+        self.asked += 1
+        return [self.binding, attrs.evolve(self.binding, id="gpc_b", name="b")]
+
+
+async def test_refused_model_is_resolved_once() -> None:
+    async with Harness((Counted, *TYPES), {"routing": {}}) as harness:
+        (directory,) = (each.instance for each in harness.gateway.generation.plugins if each.name == "counted")
+        asked = []
+        for model in ("m", "unknown"):
+            before = directory.asked
+            reply = await harness.request("POST", CHAT, body={"model": model})
+            asked.append(directory.asked - before)
+        assert (reply.status, reply.header("X-Penstock-Error")) == (400, "model_not_recognized")
+        assert asked[0] == asked[1] > 0
+
+
+class Renamed:
+    """Ask for another model than the client, after routing has looked."""
+
+    @hookimpl(trylast=True)
+    def pre_request(self, exchange: Exchange) -> None:
+        exchange.request = attrs.evolve(exchange.request, body=b'{"model":"m"}')
+
+
+async def test_model_changed_after_a_refusal_is_resolved_anew() -> None:
+    tables = [binding("a", models=["m"]), binding("b", models=["n"])]
+    async with gateway(answering(), tables, Renamed) as harness:
+        assert (await harness.request("POST", CHAT, body={"model": "unknown"})).status == 200
+        assert dialled(harness) == ["a"]
 
 
 # --- names in keys and bindings -------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from penstock import (
     Fetch,
     KeyDirectory,
     Principal,
+    Request,
     RequestError,
     Response,
     Services,
@@ -28,6 +29,8 @@ from penstock_plugins.routing.models import ModelLists
 from penstock_plugins.routing.resolve import Reachable, not_bound, resolve
 
 _CHAIN: StateKey[Sequence[Candidate]] = StateKey("routing.chain")
+_REFUSED: StateKey[tuple[Principal | None, Request, RequestError]] = StateKey("routing.refused")
+"""Who asked for what, and why there is no chain for it."""
 _REMEMBERED_CHAINS = 10_000
 _REMEMBERED_MODEL = 256
 """Characters at most: a client chooses the name, and must not choose how much is kept."""
@@ -101,7 +104,8 @@ class Routing:
         """Set the chain; a refusal waits for select_provider, as another plugin may know whom to ask."""
         try:
             chain = self._chain(exchange)
-        except RequestError:
+        except RequestError as refusal:
+            exchange.state[_REFUSED] = exchange.principal, exchange.request, refusal
             return
         exchange.chain = exchange.state[_CHAIN] = chain
 
@@ -118,7 +122,10 @@ class Routing:
         return next((candidate for candidate in chain if candidate.binding.id not in tried), None)
 
     def _chain_after_others(self, exchange: Exchange) -> Sequence[Candidate]:
+        principal, request, refusal = exchange.state.get(_REFUSED) or (None, None, None)
         try:
+            if refusal is not None and principal is exchange.principal and request is exchange.request:
+                raise refusal
             return self._chain(exchange)
         except RequestError:
             if not exchange.attempts:
