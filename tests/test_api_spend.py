@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from management_client import Api, running_api
-from penstock.governance import Ledger
+from penstock.governance import Ledger, write_usd
 from penstock_plugins.management import Management
 
 pytestmark = pytest.mark.anyio
@@ -91,6 +91,26 @@ async def test_a_refund_gives_back_once_and_is_audited() -> None:
         assert of_budget["spent_nano_usd"] == row["cost_nano_usd"]
         entry = (await api.get("/audit?kind=spend_event"))["data"]
         assert [found["after"]["reason"] for found in entry] == ["wrong"]
+        verified = await api.ask("POST", "/ledger/verify", {})
+        assert verified.body == {"ok": True, "discrepancies": []}
+
+
+async def test_a_refund_without_amount_gives_back_what_is_left_until_nothing_is() -> None:
+    async with running_api(plugins=PLUGINS) as api:
+        await prepared(api)
+        row = (await api.get("/spend-events"))["data"][0]
+        cost, place = row["cost_nano_usd"], f"/spend-events/{row['request_id']}/refund"
+        await api.make(place, {"amount_nano_usd": 1})
+        more = await api.ask("POST", place, {"amount_nano_usd": cost})
+        assert (more.status, more.error["meta"]["left_nano_usd"]) == (409, cost - 1)
+        assert more.error["message"].endswith(f"of which {write_usd(cost - 1)} is left to give back")
+        first = await api.ask("POST", place, {}, idempotency_key="rest")
+        assert (first.status, first.body["cost_nano_usd"]) == (201, 1 - cost), first.raw
+        assert (await api.ask("POST", place, {}, idempotency_key="rest")).raw == first.raw
+        for body in ({}, {"amount_nano_usd": 1}, {"amount_usd": None}):
+            refused = await api.ask("POST", place, body)
+            assert refused.status == 409, refused.raw
+            assert refused.error["message"].endswith("USD, and all of it is given back already.")
         verified = await api.ask("POST", "/ledger/verify", {})
         assert verified.body == {"ok": True, "discrepancies": []}
 

@@ -332,10 +332,14 @@ def test_tokens_are_made_used_and_revoked(shared: Shell) -> None:
     refused = shared.run("virtual-keys", "create", "--name", "no", **token)
     assert (refused.status, refused.out) == (1, "")
     assert "virtualKeys:create" in refused.err
-    assert shared.run("tokens", "revoke", "ci", "--yes").status == 0
+    assert shared.json("tokens", "revoke", "ci", "--yes")["revoked"] is True
+    assert shared.json("tokens", "get", "ci")["revoked"] is True
     refused = shared.run("whoami", **token)
     assert refused.status == 1
     assert made["secret"] not in refused.err
+    archived = shared.json("tokens", "archive", "ci", "--yes")
+    assert archived["revoked"] is True
+    assert archived["archived_at"] is not None
 
 
 def test_audit_is_listed_and_exported_line_by_line(shared: Shell) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import importlib.metadata
 import io
 import json
@@ -18,7 +20,7 @@ from demo_process import PENSTOCK
 from management_client import Api, running_api
 from penstock import ConfigurationError
 from penstock.cli import COMMAND_GROUP, cli
-from penstock.governance import Scope
+from penstock.governance import ObjectStore, Scope, Vault
 from penstock.log import Log, taking_library_records
 from penstock_plugins.demo.folder import prepare
 from penstock_plugins.management.catalogue import RESOURCE_OF
@@ -133,6 +135,31 @@ async def test_nothing_on_its_way_through_the_plane_shows_secrets_when_printed()
     draft = Draft(RESOURCE_OF["provider_binding"], "gpc_1", None, None, Scope("org_1"), body)
     ask = Ask("POST", "/x", {}, {}, body, b"", None, None, None, "req_1", "api")
     assert CREDENTIAL not in f"{draft!r}{ask!r}{Answer(body)!r}"
+
+
+async def test_what_is_kept_of_a_request_that_may_be_repeated_cannot_be_guessed_from_outside() -> None:
+    async with running_api() as api:
+        services = api.harness.gateway.generation.services
+        store: ObjectStore = services.get(ObjectStore)  # type: ignore[type-abstract]
+        kept: list[bytes] = []
+        body = json.dumps({"name": "b", "type": "mock", "credential": CREDENTIAL}).encode()
+        made = await api.ask("POST", "/provider-bindings", raw=body, idempotency_key="k")
+        assert made.status == 201
+
+        def look(tx: Any) -> None:
+            name = f"{me['id']}:{hashlib.sha256(b'k').hexdigest()}"
+            kept.extend(tx.remembered(name, now_ms=0))
+
+        me = await api.get("/whoami")
+        await store.read(look)
+        fingerprint = kept[0]
+        asked = b"POST\n/provider-bindings\n" + body
+        assert fingerprint not in {hashlib.sha256(part).digest() for part in (asked, body)}
+        assert fingerprint == hmac.digest(services.get(Vault).pepper, b"idempotency\n" + asked, "sha256")  # type: ignore[type-abstract]
+        again = await api.ask("POST", "/provider-bindings", raw=body, idempotency_key="k")
+        assert again.raw == made.raw
+        other = await api.ask("POST", "/provider-bindings", raw=body + b" ", idempotency_key="k")
+        assert (other.status, other.error["code"]) == (409, "idempotency_mismatch")
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------

@@ -139,10 +139,10 @@ async def test_a_gateway_starts_with_handles_that_several_organizations_gave(tmp
 def test_names_of_an_older_schema_become_names_of_their_organization(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     database = Database(f"sqlite:///{path}")
-    with database.writer.begin() as connection:
+    with database.writer.begin() as writing:
         config = Config()
         config.set_main_option("script_location", str(schema._MIGRATIONS))
-        config.attributes["connection"] = connection
+        config.attributes["connection"] = writing
         command.upgrade(config, "0002")
     values = [
         ("provider_binding", "gpc_1", "handle", '["eu"]'),

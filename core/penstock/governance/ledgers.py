@@ -190,6 +190,10 @@ class LedgerReader(Protocol):
         """Return when keys were last used, milliseconds since the epoch; those never used are left out."""
         ...
 
+    async def left(self, request_id: str) -> int:
+        """Return what an exchange has cost after all its corrections, nano-USD; 0 for one that is not there."""
+        ...
+
     async def adjust(self, entry: LedgerEntry) -> None:
         """Append a correction (``adjusts`` set). Raises LookupError without the row, ValueError for one beyond it."""
         ...

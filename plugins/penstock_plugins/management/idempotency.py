@@ -7,6 +7,7 @@ requests with one key the second finds what the first has kept.
 from __future__ import annotations
 
 import hashlib
+import hmac
 
 import attrs
 import msgspec
@@ -26,16 +27,16 @@ class Once:
     key: str
     """As the client sent it."""
     fingerprint: bytes
-    """Of method, path and body."""
+    """Of method, path and body, under the pepper: a body may hold a secret, and must not be guessed from this."""
 
 
-def once_of(key: str, method: str, path: str, body: bytes) -> Once:
+def once_of(vault: Vault, key: str, method: str, path: str, body: bytes) -> Once:
     """Return how a request is recognised. Raises RefusedError for a key that is none."""
     if not 0 < len(key) <= MAX_KEY or not key.isascii() or not key.isprintable():
         rule = f"Idempotency-Key: must be 1 to {MAX_KEY} characters of printable ASCII"
         raise RefusedError("bad_request", rule, meta={"field": "Idempotency-Key"})
-    digest = hashlib.sha256(b"%b\n%b\n%b" % (method.encode(), path.encode(), body))
-    return Once(key, digest.digest())
+    request = b"idempotency\n%b\n%b\n%b" % (method.encode(), path.encode(), body)
+    return Once(key, hmac.digest(vault.pepper, request, "sha256"))
 
 
 class _Kept(msgspec.Struct, array_like=True):

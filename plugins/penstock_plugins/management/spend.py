@@ -196,7 +196,7 @@ class Refund:
     """Say what is given back."""
 
     amount_usd: str | None = None
-    """Decimal string; the whole cost where neither amount is given."""
+    """Decimal string; all that is left of the cost where neither amount is given."""
     amount_nano_usd: int | None = None
     """The same in nano-USD; give one of both."""
     reason: str | None = None
@@ -220,6 +220,8 @@ def refund_entry(call: Call, entry: LedgerEntry, body: Mapping[str, Any], once: 
             raise bad_field("amount_usd", str(error)) from None
     if entry.adjusts is not None:
         raise RefusedError("conflict", f"{entry.request_id} is a correction itself.")
+    if not entry.cost_nano_usd:
+        raise RefusedError("conflict", f"{entry.request_id} has cost nothing, so there is nothing to give back.")
     if not 0 < amount <= entry.cost_nano_usd:
         raise bad_field("amount_usd", f"must be over 0 and at most the cost, {write_usd(entry.cost_nano_usd)}")
     return msgspec.structs.replace(

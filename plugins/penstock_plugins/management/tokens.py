@@ -186,6 +186,10 @@ def _check_reach(call: Call, draft: Draft) -> None:
         _require_held(call, grant, token.user_id, "role" if token.role is not None else "permissions")
 
 
+def _show(_call: Call, stored: StoredObject, view: dict[str, Any]) -> None:
+    view["revoked"] = view["revoked"] or stored.archived_at_ms is not None
+
+
 API_TOKENS = Resource(
     kind=KINDS["api_token"],
     path="api-tokens",
@@ -196,6 +200,7 @@ API_TOKENS = Resource(
     readonly=frozenset(("display_prefix", "revoked")),
     filters=("name", "scope_id", "user_id", "role"),
     check=_check,
+    show=_show,
 )
 
 

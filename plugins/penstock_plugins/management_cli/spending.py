@@ -97,7 +97,7 @@ def get_event(terminal: Terminal, request_id: str) -> None:
 
 
 _REFUND = (
-    Field("--amount", "amount_usd", "USD; the whole cost, if not given.", read=usd),
+    Field("--amount", "amount_usd", "USD; all that is left, if not given.", read=usd),
     Field("--reason", "reason", "For the audit log."),
 )
 
@@ -111,7 +111,7 @@ _REFUND = (
 def refund(terminal: Terminal, request_id: str, *, is_sure: bool, **values: Any) -> None:
     """Append a correction."""
     body = body_of(_REFUND, values)
-    amount = f"{body['amount_usd']} USD" if "amount_usd" in body else "all"
+    amount = f"{body['amount_usd']} USD" if "amount_usd" in body else "all that is left"
     confirm(f"{amount} of what {request_id} cost will be given back", is_sure=is_sure)
     place = path_of("spend-events", request_id, "refund")
     terminal.show(terminal.api.request("POST", place, body, idempotency_key=values["idempotency_key"]))

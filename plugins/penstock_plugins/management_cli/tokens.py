@@ -16,7 +16,9 @@ TOKENS = Resource(
     path="api-tokens",
     noun="api token",
     about="Credentials of the management API: a scope, and what they may do in it.",
-    columns=columns("id", "name", "display_prefix", "role", "permissions", "scope_id", "expires_at", "revoked"),
+    columns=columns(
+        "id", "name", "display_prefix", "role", "permissions", "scope_id", "expires_at", "revoked", "archived_at"
+    ),
     fields=(
         Field("--name", "name", "What it is called.", is_required=True),
         Field(
@@ -33,11 +35,11 @@ TOKENS = Resource(
     scopes=tree_options(),
     prepare=put_tree_scope,
 )
-tokens = new_group(TOKENS, ("create", "list", "get"))
+tokens = new_group(TOKENS, ("create", "list", "get", "archive"))
 
 
 @command(tokens, "revoke", [which_argument(), yes_option()], about="Have calls with it refused for good.")
 def revoke(terminal: Terminal, which: str, *, is_sure: bool) -> None:
     """Take a token out of use."""
     confirm(f"api token {which} will never work again", is_sure=is_sure)
-    terminal.show(terminal.api.request("DELETE", TOKENS.one(which)))
+    terminal.show(terminal.api.request("POST", TOKENS.one(which, "revoke"), {}))

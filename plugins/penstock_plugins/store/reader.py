@@ -80,6 +80,10 @@ class SQLLedgerReader:
         ids = list(virtual_key_ids)
         return await self._database.read(lambda connection: _last_used(connection, ids))
 
+    async def left(self, request_id: str) -> int:
+        """Return what an exchange has cost after all its corrections, nano-USD; 0 for one that is not there."""
+        return await self._database.read(lambda connection: _left(connection, request_id))
+
     async def adjust(self, entry: LedgerEntry) -> None:
         """Append a correction. Raises LookupError without the row, ValueError for one beyond it."""
 
@@ -206,15 +210,19 @@ def _last_used(connection: Connection, ids: Sequence[str]) -> dict[str, int]:
     return found
 
 
+def _left(connection: Connection, request_id: str, *, but: str = "") -> int:
+    """Return what an exchange has cost after its corrections, of which one may be left out."""
+    same = or_(ledger.c.request_id == request_id, ledger.c.adjusts == request_id)
+    total = select(func.coalesce(func.sum(ledger.c.cost_nano_usd), 0)).where(same, ledger.c.request_id != but)
+    return int(connection.execute(total).scalar_one())
+
+
 def _checked(connection: Connection, entry: LedgerEntry) -> LedgerEntry:
     """Return a correction as it is entered: charged to what the row it corrects was charged to."""
     corrected = None if entry.adjusts is None else find_entry(connection, entry.adjusts)
     if corrected is None or corrected.outcome == "adjustment":
         raise LookupError(f"there is no exchange {entry.adjusts} to correct")
-    same = or_(ledger.c.request_id == entry.adjusts, ledger.c.adjusts == entry.adjusts)
-    left = connection.execute(
-        select(func.coalesce(func.sum(ledger.c.cost_nano_usd), 0)).where(same, ledger.c.request_id != entry.request_id)
-    ).scalar_one()
+    left = _left(connection, corrected.request_id, but=entry.request_id)
     if left + entry.cost_nano_usd < 0:
         raise ValueError(f"exchange {entry.adjusts} has cost {left} nano-USD, less than what is to be taken from it")
     return msgspec.structs.replace(entry, outcome="adjustment", cost_source="adjustment", debits=corrected.debits)

@@ -139,8 +139,11 @@ async def _check_adjustments(books: Books) -> None:
         await books.reader.adjust(refund)
     totals = await books.reader.spent([("budget:a", _START), ("budget:b", 0)])
     assert totals == {("budget:a", _START): 36, ("budget:b", 0): 26}, "a correction is charged to the same, once"
+    assert await books.reader.left("req_debits_0") == 6, "what a row has cost is less by its corrections"
+    assert await books.reader.left("req_unknown") == 0, "what is not there has cost nothing"
     too_much = _entry("refund_2", usage=None, cost_nano_usd=-7, adjusts="req_debits_0", outcome="adjustment")
-    for wrong, expected in ((too_much, ValueError), (msgspec.structs.replace(too_much, adjusts="req_unknown"), LookupError)):
+    unknown = msgspec.structs.replace(too_much, adjusts="req_unknown")
+    for wrong, expected in ((too_much, ValueError), (unknown, LookupError)):
         try:
             await books.reader.adjust(wrong)
         except expected:

@@ -93,7 +93,7 @@ class Desk:
             call = attrs.evolve(self._call(tx, ask, route), last_used=last_used or {})
             once = None
             if ask.once is not None and ask.method == "POST":
-                once = idempotency.once_of(ask.once, ask.method, ask.path, ask.raw)
+                once = idempotency.once_of(self.vault, ask.once, ask.method, ask.path, ask.raw)
                 kept = idempotency.recall(call, once)
                 if kept is not None:
                     return Written(*kept, is_replayed=True)

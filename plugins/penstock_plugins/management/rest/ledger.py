@@ -67,24 +67,26 @@ async def refund(desk: Desk, ask: Ask) -> Written:
     id, which the ledger enters once, so that what broke off between the two is made good by asking again.
     """
     entry = await _entry(desk, ask, REFUND)
+    left = await desk.ledger.left(entry.request_id)
+    body = dict(ask.body)
+    if body.get("amount_usd") is None and body.get("amount_nano_usd") is None:
+        body["amount_nano_usd"] = left or entry.cost_nano_usd
 
     def plan(call: Call) -> tuple[LedgerEntry, idempotency.Once | None, tuple[int, int | None, bytes] | None]:
         once = None
         name = None
         if ask.once is not None:
-            once = idempotency.once_of(ask.once, ask.method, ask.path, ask.raw)
+            once = idempotency.once_of(desk.vault, ask.once, ask.method, ask.path, ask.raw)
             name = hashlib.sha256(f"{call.actor.id}:{ask.once}:{ask.path}".encode()).hexdigest()[:30]
         kept = None if once is None else idempotency.recall(call, once)
-        return spend.refund_entry(call, entry, ask.body, name), once, kept
+        return spend.refund_entry(call, entry, body, name), once, kept
 
     correction, once, kept = await desk.read(ask, plan, REFUND)
-    if kept is None and not (once and await desk.ledger.entry(correction.request_id)):
-        try:
-            await desk.ledger.adjust(correction)
-        except LookupError:
-            raise RefusedError("not_found", f"There is no spend event {entry.request_id} here.") from None
-        except ValueError as error:
-            raise RefusedError("conflict", f"amount_usd: {error}") from None
+    entered = await desk.ledger.entry(correction.request_id) if once else None
+    if entered is not None:
+        correction = entered
+    elif kept is None:
+        await _give_back(desk, entry, correction, left)
 
     def note(call: Call, ask: Ask) -> Answer:
         shown = spend.show_entry(correction)
@@ -95,6 +97,23 @@ async def refund(desk: Desk, ask: Ask) -> Written:
         return Answer(shown, 201)
 
     return await desk.write(ask, note, REFUND)
+
+
+async def _give_back(desk: Desk, entry: LedgerEntry, correction: LedgerEntry, left: int) -> None:
+    """Append a correction. Raises RefusedError for one of more than is left of a cost."""
+    try:
+        if -correction.cost_nano_usd <= left:
+            await desk.ledger.adjust(correction)
+            return
+    except LookupError:
+        raise RefusedError("not_found", f"There is no spend event {entry.request_id} here.") from None
+    except ValueError:  # another was given back meanwhile
+        left = await desk.ledger.left(entry.request_id)
+    cost = f"{entry.request_id} has cost {write_usd(entry.cost_nano_usd)} USD"
+    if not left:
+        raise RefusedError("conflict", f"{cost}, and all of it is given back already.")
+    message = f"amount_usd: {cost}, of which {write_usd(left)} is left to give back"
+    raise RefusedError("conflict", message, meta={"field": "amount_usd", "left_nano_usd": left})
 
 
 async def usage(desk: Desk, ask: Ask) -> Answer:
@@ -225,7 +244,7 @@ SPEND_EVENT = Route(
 )  # fmt: skip
 REFUND = Route(
     method="POST", path="/spend-events/{request_id}/refund", permission="gatewayUsage:update", tag="spend-events",
-    name="refund_spend_event", summary="Give back a part of a cost, or all of it: appends a correction.",
+    name="refund_spend_event", summary="Give back a part of a cost, or all that is left of it: appends a correction.",
     outside=refund, body=spend.Refund, answer=_ROW, status=201,
 )  # fmt: skip
 USAGE = Route(
