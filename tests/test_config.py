@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import attrs
+import cattrs
 import pytest
+from cattrs.errors import BaseValidationError
 from hypothesis import given
 from hypothesis import strategies as st
 
+import penstock
 from penstock import ConfigurationError, Secret
 from penstock.config import Configuration, read_document, read_file
 from penstock.structuring import describe, read_secret, structure
@@ -402,3 +405,25 @@ def test_paths_are_relative_to_the_configuration_file(tmp_path: Path) -> None:
         assert structure({"there": given_path}, Placed, where="f.toml:", folder=tmp_path).there == meant
     (fault,) = faults_in({"there": 3}, Placed)
     assert fault.endswith("there: must be a path, not a whole number")
+
+
+@attrs.frozen
+class Inner:
+    size: int
+
+
+@attrs.frozen
+class Outer:
+    name: str
+    inner: tuple[Inner, ...]
+
+
+def test_faults_of_a_converter_are_told_in_the_words_of_the_document() -> None:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+    with pytest.raises(BaseValidationError) as raised:
+        converter.structure({"nmae": "a", "inner": [{"size": 1}, {"size": "many", "x" * 100: 1}]}, Outer)
+    found = dict(penstock.faults_of(raised.value, unknown="unknown member", missing="is required"))
+    assert found["name"] == "is required"
+    assert found["nmae"] == 'unknown member; did you mean "name"?'
+    assert found["inner[1]." + "x" * 80] == "unknown member"
+    assert "invalid literal" in found["inner[1].size"]

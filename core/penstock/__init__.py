@@ -55,6 +55,7 @@ from penstock.services import (
     Services,
 )
 from penstock.sse import Event
+from penstock.structuring import faults_of, suggest
 
 __version__ = "0.1.0"
 
@@ -108,6 +109,7 @@ __all__ = [
     "bearer",
     "display_prefix",
     "editable_body",
+    "faults_of",
     "forward",
     "hash_key",
     "header_fields",
@@ -117,5 +119,6 @@ __all__ = [
     "new_key",
     "put_model",
     "read_response_head",
+    "suggest",
     "with_headers",
 ]

@@ -28,6 +28,9 @@ from cattrs.gen import make_mapping_structure_fn
 from penstock.errors import ConfigurationError
 from penstock.models import Secret
 
+_SHOWN_CHARACTERS = 80
+"""Of a name nobody knows: who writes documents must not decide how long a line is."""
+
 
 def structure(table: Mapping[str, Any], kind: type[Any], *, where: str, folder: Path = Path()) -> Any:
     """Turn a table into ``kind``, an attrs class. Raises ConfigurationError; ``where`` begins each line.
@@ -37,7 +40,7 @@ def structure(table: Mapping[str, Any], kind: type[Any], *, where: str, folder: 
     try:
         return _converter(folder, folder.absolute()).structure(table, kind)
     except (BaseValidationError, ForbiddenExtraKeysError) as error:
-        raise ConfigurationError(*(f"{where} {fault}" for fault in _faults(error, ""))) from None
+        raise ConfigurationError(*(f"{where} {_line(*fault)}" for fault in faults_of(error))) from None
 
 
 @functools.lru_cache(maxsize=4)  # making one takes as long as reading a whole file with it
@@ -234,19 +237,36 @@ def shown(value: Any) -> str:
             float: "a number"}.get(type(value), type(value).__name__)  # fmt: skip
 
 
-def _faults(error: BaseException, path: str) -> Iterator[str]:
-    """Walk cattrs' groups down to one line per fault."""
+def faults_of(
+    error: BaseException, *, unknown: str = "unknown key", missing: str = "is missing", known: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """Yield the place and the rule of each fault that cattrs has found.
+
+    ``error`` is a BaseValidationError or ForbiddenExtraKeysError of a converter with detailed validation; the place is
+    like ``table.key[0]``, empty for the whole. ``unknown`` and ``missing`` are what the document's language calls it,
+    ``known`` other names to suggest at the top.
+    """
+    yield from _faults(error, "", (unknown, missing), known)
+
+
+def _faults(error: BaseException, path: str, words: tuple[str, str], known: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Walk cattrs' groups down to one fault each."""
     if isinstance(error, ForbiddenExtraKeysError):
-        known = [field.name for field in attrs.fields(error.cl)] if error.cl is not None else []
-        for name in sorted(error.extra_fields):
-            yield f"{_join(path, name)}: unknown key{suggest(name, known)}"
+        names = [field.name for field in attrs.fields(error.cl)] if error.cl is not None else []
+        for name in sorted(str(name)[:_SHOWN_CHARACTERS] for name in error.extra_fields):
+            yield _join(path, name), f"{words[0]}{suggest(name, [*names, *known])}"
     elif isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _faults(inner, _join(path, *_place(inner)))
+            place = _place(inner)
+            yield from _faults(inner, _join(path, *place), words, () if path or place else known)
     elif isinstance(error, KeyError):
-        yield f"{_join(path)}: is missing" if path else f"{error}: is missing"
+        yield path or str(error.args[0]), words[1]
     else:
-        yield f"{path}: {error}" if path else str(error)
+        yield path, str(error)
+
+
+def _line(place: str, rule: str) -> str:
+    return f"{place}: {rule}" if place else rule
 
 
 def _place(error: BaseException) -> Sequence[str]:
@@ -265,6 +285,7 @@ def _join(path: str, *names: str) -> str:
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
+    """Return what a name was probably meant to be, as the end of a sentence; empty where nothing is close."""
     close = difflib.get_close_matches(name, known, n=1)
     return f'; did you mean "{close[0]}"?' if close else ""
 

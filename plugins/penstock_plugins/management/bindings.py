@@ -8,11 +8,11 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
-from penstock import ConfigurationError, ProviderBinding, Secret, Timeouts, header_fields
+from penstock import ConfigurationError, ProviderBinding, Secret, Timeouts, header_fields, suggest
 from penstock.governance import KINDS, StoredObject
 from penstock.governance.objects import Binding
 from penstock_plugins.management.calls import Call, Means
-from penstock_plugins.management.documents import shown, structure, suggest
+from penstock_plugins.management.documents import shown, structure
 from penstock_plugins.management.faults import RefusedError, bad_field
 from penstock_plugins.management.resources import CONTAINERS, Draft, Resource
 from penstock_plugins.management.rules import check_positive, check_unique

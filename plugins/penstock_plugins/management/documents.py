@@ -5,22 +5,17 @@ cattrs does the walking; what is accepted, and how a fault reads, is decided her
 
 from __future__ import annotations
 
-import difflib
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any, Literal, get_args, get_origin
 
 import attrs
 import cattrs
-from cattrs.errors import (
-    AttributeValidationNote,
-    BaseValidationError,
-    ForbiddenExtraKeysError,
-    IterableValidationNote,
-)
+from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
 from cattrs.gen import make_mapping_structure_fn
 
+from penstock import faults_of, suggest
 from penstock_plugins.management.faults import RefusedError, bad_field
 
 MAX_INTEGER = 2**53 - 1
@@ -41,7 +36,8 @@ def structure(table: Mapping[str, Any], kind: type[Any], known: Sequence[str] = 
     try:
         return _converter().structure(table, kind)
     except (BaseValidationError, ForbiddenExtraKeysError) as error:
-        faults = list(itertools.islice(_faults(error, "", known), MAX_FAULTS))
+        found = faults_of(error, unknown="unknown member", missing="is required", known=known)
+        faults = list(itertools.islice(found, MAX_FAULTS))
     fields = [field for field, _ in faults]
     message = "; ".join(f"{field}: {rule}" if field else rule for field, rule in faults)
     raise RefusedError("bad_request", message, meta={"field": fields[0], "fields": fields})
@@ -72,12 +68,6 @@ def refuse_unknown(given: Mapping[str, Any], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
             raise bad_field(name[:80], f"unknown member{suggest(name[:80], known)}")
-
-
-def suggest(name: str, known: Sequence[str]) -> str:
-    """Return what a name was probably meant to be, as the end of a sentence."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f'; did you mean "{close[0]}"?' if close else ""
 
 
 @functools.lru_cache(maxsize=1)
@@ -169,33 +159,3 @@ def _choice(value: Any, kind: Any) -> Any:
 def shown(value: Any) -> str:
     """Say what was found without repeating a value that may be secret."""
     return _WORDS.get(type(value), type(value).__name__)
-
-
-def _faults(error: BaseException, path: str, known: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """Walk cattrs' groups down to the place and rule of each fault."""
-    if isinstance(error, ForbiddenExtraKeysError):
-        names = [field.name for field in attrs.fields(error.cl)] if error.cl is not None else []
-        for name in sorted(error.extra_fields):
-            yield _join(path, name[:80]), f"unknown member{suggest(name[:80], [*names, *known])}"
-    elif isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _faults(inner, _join(path, *_place(inner)), known if not path and not _place(inner) else ())
-    elif isinstance(error, KeyError):
-        yield (path, "is required") if path else (str(error.args[0]), "is required")
-    else:
-        yield path, str(error)
-
-
-def _place(error: BaseException) -> Sequence[str]:
-    for note in getattr(error, "__notes__", ()):
-        if isinstance(note, AttributeValidationNote):
-            return (note.name,)
-        if isinstance(note, IterableValidationNote):
-            return (f"[{note.index}]" if isinstance(note.index, int) else str(note.index),)
-    return ()
-
-
-def _join(path: str, *names: str) -> str:
-    for name in names:
-        path = f"{path}{name}" if name.startswith("[") or not path else f"{path}.{name}"
-    return path

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import attrs
 
+from penstock import suggest
 from penstock.governance import Scope
-from penstock_plugins.management.documents import suggest
 from penstock_plugins.management.faults import RefusedError
 
 EVERYWHERE = "*"

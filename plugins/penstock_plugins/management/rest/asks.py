@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import msgspec
 
-from penstock_plugins.management.documents import suggest
+from penstock import suggest
 from penstock_plugins.management.faults import RefusedError, bad_field
 
 if TYPE_CHECKING:
