@@ -103,13 +103,42 @@ async def test_names_and_slugs_stand_wherever_ids_do() -> None:
         assert (budget["limit_usd"], budget["limit_nano_usd"]) == ("2.5", 2_500_000_000)
 
 
-async def test_an_ambiguous_name_is_refused_with_the_ids() -> None:
+async def test_an_ambiguous_name_is_refused_with_the_ids_and_paths() -> None:
     async with running_api() as api:
         await api.make("/teams", {"slug": "engineering"})
         await api.make("/projects", {"slug": "default", "team": "engineering"})
         status, _, message = await refusal(api, "GET", "/projects/default", None)
         assert status == 400
         assert message.count("proj_") == 2
+        assert "(default/engineering/default)" in message
+
+
+async def test_a_path_says_which_where_a_name_alone_does_not() -> None:
+    async with running_api() as api:
+        for team in ("a", "b"):
+            await api.make("/teams", {"slug": team})
+            project = await api.make("/projects", {"slug": "p", "team": team})
+            bot = await api.make("/service-accounts", {"slug": "bot", "project": f"{team}/p"})
+            key = await api.make("/virtual-keys", {"name": "k/1", "project": f"{team}/p", "principal": f"{team}/p/bot"})
+            assert (key["project_id"], key["principal_id"]) == (project["id"], bot["id"])
+            binding = await api.make("/provider-bindings", {"name": "m", "type": "mock", "scope_id": f"{team}/p"})
+            assert binding["scope_id"] == project["id"]
+            for path in (f"{team}%2Fp%2Fk%2F1", f"default%2F{team}%2Fp%2Fk%2F1"):
+                assert (await api.get(f"/virtual-keys/{path}"))["id"] == key["id"]
+            assert (await api.get(f"/service-accounts/{team}%2Fp%2Fbot"))["id"] == bot["id"]
+            listed = await api.get(f"/virtual-keys?project_id={team}/p&principal_id={team}/p/bot")
+            assert [found["id"] for found in listed["data"]] == [key["id"]]
+            budget = await api.make(
+                "/budgets",
+                {"virtual_key": f"{team}/p/k/1", "window": "day", "limit_usd": "1", "provider": f"{team}/p/m"},
+            )
+            assert (budget["scope_id"], budget["provider"]) == (key["id"], binding["id"])
+            groups = await api.make("/groups", {"slug": f"g{team}", "member_ids": [f"{team}/p/bot"]})
+            assert groups["member_ids"] == [bot["id"]]
+        status, _, message = await refusal(api, "GET", "/virtual-keys/k%2F1", None)
+        assert (status, "(default/a/p/k/1)" in message) == (400, True)
+        for path in ("a%2Fp%2Fnone", "none%2Fk%2F1", "x%2Fa%2Fp%2Fbot", "default%2Fdefault%2Fa%2Fp%2Fbot"):
+            assert (await api.ask("GET", f"/service-accounts/{path}")).status == 404
 
 
 async def test_a_binding_of_another_project_cannot_be_named() -> None:

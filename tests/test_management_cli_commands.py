@@ -288,6 +288,35 @@ def test_a_team_that_is_not_there_is_one_line_with_a_way_out(shared: Shell) -> N
     )
 
 
+def test_a_path_stands_wherever_a_slug_does(shared: Shell) -> None:
+    for team in ("paths-a", "paths-b"):
+        shared.json("teams", "create", "--slug", team)
+        project = shared.json("projects", "create", "--slug", "same", "--team", team)
+        where = ("--project", f"{team}/same")
+        bot = shared.json("service-accounts", "create", "--slug", "bot", *where)
+        key = shared.json("virtual-keys", "create", "--name", "same", *where, "--principal", f"{team}/same/bot")
+        assert (key["project_id"], key["principal_id"]) == (project["id"], bot["id"])
+        assert [found["id"] for found in shared.json("virtual-keys", "list", *where)["data"]] == [key["id"]]
+        budgets = [
+            shared.json("budgets", "create", "--scope", scope, f"--{scope}", path, "--window", "day", "--limit", "1")
+            for scope, path in (
+                ("project", f"{team}/same"),
+                ("virtual-key", f"{team}/same/same"),
+                ("principal", f"{team}/same/bot"),
+            )
+        ]
+        assert [found["scope_id"] for found in budgets] == [project["id"], key["id"], bot["id"]]
+        binding = shared.json("providers", "create", "--name", "same", "--type", "mock", *where)
+        assert binding["scope_id"] == project["id"]
+        assert shared.json("projects", "get", f"{team}/same") == project
+        assert shared.json("virtual-keys", "disable", f"{team}/same/same")["status"] == "disabled"
+        assert shared.run("usage", *where).status == 0
+        user = shared.json("users", "create", "--slug", f"{team}-ann", "--role", f"developer:{team}/same")
+        assert user["roles"][0]["scope_id"] == project["id"]
+    refused = shared.run("projects", "get", "same")
+    assert "default/paths-a/same" in refused.err
+
+
 def test_an_unknown_member_is_refused_by_its_name(shared: Shell) -> None:
     outcome = shared.run("virtual-keys", "create", "--name", "x", "--config-json", '{"tag": ["a"]}')
     assert (outcome.status, outcome.out, outcome.err.count("\n")) == (1, "", 1)

@@ -1,12 +1,12 @@
 """Where objects are: names and paths resolved to objects in sight, and the scope of what is made.
 
-Teams and projects may be named by path, ``team/project`` or ``organization/team/project``, where a slug alone is not
-enough.
+Where a slug or name alone is not enough, the slugs of what holds the object may stand before it, as many as are needed:
+``team/project``, ``organization/team/project``, ``project/service-account``, ``team/project/key``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from penstock.governance import Scope, StoredObject
@@ -35,6 +35,8 @@ GRANTS = {
     "price_override": "gatewayProviders",
 }
 """The part before the colon of each kind's permissions."""
+_DEEPEST = 3
+"""How many levels a path may have above what it names."""
 _LABELS = {"organization", "team", "project", "user", "service_account", "group"}
 
 
@@ -66,22 +68,35 @@ def find(call: Call, kinds: Sequence[str], text: str, *, near: Scope | None = No
         found = [stored for stored in around if _depth(stored.scope) == most] or found
     if len(found) > 1:
         ids = ", ".join(stored.id for stored in found[:5])
-        raise RefusedError("bad_request", f"{text[:200]!r} names several: {ids}. Give the id.", meta={"ids": ids})
+        each = ", ".join(f"{stored.id} ({path_of(call, stored)})" for stored in found[:5])
+        message = f"{text[:200]!r} names several: {each}. Give the id, or the path."
+        raise RefusedError("bad_request", message, meta={"ids": ids})
     if not found:
         raise not_found(f"{' or '.join(spoken(kind) for kind in kinds)} {text[:200]!r}")
     return found[0]
 
 
 def _named(call: Call, kind: str, text: str) -> list[StoredObject]:
-    *parents, name = text.split("/") if kind in CONTAINERS else [text]
     scope = None
     if call.actor.home is not None:
         scope = Scope(call.actor.home.organization_id)
-    found = call.tx.list(kind, scope=scope, where={label_of(kind): name}, limit=1000)
-    return [
-        stored for stored in found
-        if _in_sight(call, stored) and _is_below(call, stored, parents)
-    ]  # fmt: skip
+    for parents, name in _readings(kind, text):
+        found = call.tx.list(kind, scope=scope, where={label_of(kind): name}, limit=1000)
+        named = [stored for stored in found if _in_sight(call, stored) and _is_below(call, stored, parents)]
+        if named:
+            return named
+    return []
+
+
+def _readings(kind: str, text: str) -> Iterator[tuple[Sequence[str], str]]:
+    """Yield the ways a text may be read: slugs of parents, and the name; names, unlike slugs, may hold a slash."""
+    parts = text.split("/")
+    if kind in _LABELS:
+        if len(parts) <= _DEEPEST + 1:
+            yield parts[:-1], parts[-1]
+        return
+    for depth in range(min(len(parts), _DEEPEST + 1)):
+        yield parts[:depth], "/".join(parts[depth:])
 
 
 def _is_below(call: Call, stored: StoredObject, parents: Sequence[str]) -> bool:
@@ -95,17 +110,22 @@ def _is_below(call: Call, stored: StoredObject, parents: Sequence[str]) -> bool:
 
 
 def parent_of(call: Call, stored: StoredObject) -> StoredObject | None:
-    """Return the team of a project, the organization of a team."""
-    if stored.kind == "project":
-        return call.tx.get("team", stored.document["team_id"])
-    return call.tx.get("organization", stored.document["organization_id"]) if stored.kind == "team" else None
+    """Return the organization, team or project that holds an object; None for an organization."""
+    scope, kind = stored.scope, stored.kind
+    if kind == "organization":
+        return None
+    if scope.project_id is not None and kind != "project":
+        return call.tx.get("project", scope.project_id)
+    if scope.team_id is not None and kind != "team":
+        return call.tx.get("team", scope.team_id)
+    return call.tx.get("organization", scope.organization_id)
 
 
 def path_of(call: Call, stored: StoredObject) -> str:
-    """Return the path of a container: slugs from the organization down."""
+    """Return the path of an object: slugs from the organization down, and its name."""
     parent = parent_of(call, stored)
-    slug = str(stored.document["slug"])
-    return slug if parent is None else f"{path_of(call, parent)}/{slug}"
+    name = str(stored.document.get(label_of(stored.kind)))
+    return name if parent is None else f"{path_of(call, parent)}/{name}"
 
 
 def _in_sight(call: Call, stored: StoredObject) -> bool:
@@ -153,15 +173,26 @@ def _resolve_at(  # noqa: PLR0917 - it calls itself
 
 
 def _id_of(call: Call, kinds: Sequence[str], text: str, near: Scope | None, where: str) -> str:
-    if tuple(kinds) == CONTAINERS and kind_of_id(text) not in CONTAINERS:
-        kinds = (CONTAINERS[min(text.count("/"), 2)],)  # a path of slugs says by its length what it names
     try:
-        stored = find(call, kinds, text, near=near)
+        stored = _container(call, text) if tuple(kinds) == CONTAINERS else find(call, kinds, text, near=near)
     except RefusedError as error:
         raise RefusedError(error.code, f"{where}: {error.message}", meta={**error.meta, "field": where}) from None
     if stored.archived_at_ms is not None:
         raise bad_field(where, f"{spoken(stored.kind)} {stored.id} is archived")
     return stored.id
+
+
+def _container(call: Call, text: str) -> StoredObject:
+    """Return the organization, team or project that is named; a path from the top is meant before others."""
+    if kind_of_id(text) in CONTAINERS:
+        return find(call, CONTAINERS, text)
+    for kind in CONTAINERS[min(text.count("/"), 2) :]:
+        try:
+            return find(call, (kind,), text)
+        except RefusedError as error:
+            if error.code != "not_found":
+                raise
+    raise not_found(f"organization, team or project {text[:200]!r}")
 
 
 def scope_of(call: Call, container_id: str) -> Scope:

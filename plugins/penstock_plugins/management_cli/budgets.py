@@ -36,7 +36,7 @@ class _ScopeName(click.Choice[str]):
 def _scope_options() -> list[click.Parameter]:
     options = [click.Option([f"--{kind.replace('_', '-')}", kind], metavar="ID") for kind in (*_KINDS, "principal")]
     for option in options:
-        option.help = "Whose it is, with the scope of this name (id, slug or name)."
+        option.help = "Whose it is, with the scope of this name (id, slug, name or path)."
     return [*options]
 
 

@@ -37,7 +37,7 @@ KEYS = Resource(
     fields=(
         Field("--name", "name", "What it is called.", is_required=True),
         Field("--env", "env", "Which kind of traffic it is for.", type=click.Choice(["live", "test"]), only="create"),
-        Field("--project", "project_id", "Id or slug.  [default: default]", only="create"),
+        Field("--project", "project_id", "Id, slug, or path such as team/project.  [default: default]", only="create"),
         Field("--principal", "principal_id", "User or service account on whose behalf it calls.", only="create"),
         Field("--provider", "provider_bindings", "Binding, id or name; the first is the primary.", is_many=True),
         Field("--routing-policy", "routing_policy_id", "Id or name."),

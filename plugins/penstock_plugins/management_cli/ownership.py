@@ -51,7 +51,11 @@ projects = new_group(
         noun="project",
         about="What owns virtual keys.",
         columns=columns("id", "slug", "name", "team_id", "created_at"),
-        fields=(SLUG, NAME, Field("--team", "team_id", "Id or slug.  [default: default]", only="create")),
+        fields=(
+            SLUG,
+            NAME,
+            Field("--team", "team_id", "Id, slug, or organization/team.  [default: default]", only="create"),
+        ),
         filters=(ARCHIVED,),
     )
 )
@@ -79,7 +83,11 @@ service_accounts = new_group(
         noun="service account",
         about="Programs on whose behalf keys call.",
         columns=columns("id", "slug", "name", "project_id", "created_at"),
-        fields=(SLUG, NAME, Field("--project", "project_id", "Id or slug.  [default: default]", only="create")),
+        fields=(
+            SLUG,
+            NAME,
+            Field("--project", "project_id", "Id, slug, or team/project.  [default: default]", only="create"),
+        ),
         filters=(ARCHIVED,),
     )
 )

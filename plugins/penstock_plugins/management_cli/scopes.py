@@ -15,7 +15,10 @@ _TREE = {"organization": "organizations", "team": "teams", "project": "projects"
 
 def tree_options() -> list[click.Parameter]:
     """Return ``--organization``, ``--team`` and ``--project``, of which one may be given."""
-    return [click.Option([f"--{level}"], metavar="ID", help=f"For this {level} (id or slug).") for level in _TREE]
+    return [
+        click.Option([f"--{level}"], metavar="ID", help=f"For this {level} (id, slug, or path such as team/project).")
+        for level in _TREE
+    ]
 
 
 def put_tree_scope(terminal: Terminal, body: dict[str, Any], values: Mapping[str, Any]) -> None:
