@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_plugins.store.journal import ENTRY, INTENT, SEGMENT_BYTES, Journal, delete, frame, read_records, take_dead
+from penstock_plugins.store.journal import (
+    ENTRY,
+    INTENT,
+    ROOM_TO_SETTLE,
+    SEGMENT_BYTES,
+    Journal,
+    delete,
+    frame,
+    read_records,
+    take_dead,
+)
 
 RECORDS = st.lists(st.tuples(st.sampled_from((INTENT, ENTRY)), st.binary(max_size=80)), max_size=12)
 
@@ -117,7 +127,22 @@ def test_full_disk_refuses_intents_and_takes_what_settles_those_it_took(tmp_path
         for number in range(taken):
             journal.add_entry(f"{number}", bytes(1400))
     journal.close()
-    assert len([kind for kind, _ in records_in(tmp_path) if kind == ENTRY]) == taken > 3000
+    assert len([kind for kind, _ in records_in(tmp_path) if kind == ENTRY]) == taken > 1500
+
+
+def test_what_was_not_admitted_leaves_the_room_of_what_was(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a")
+    for number in range(100):
+        journal.add_intent(f"{number}", bytes(1000))
+    with file_size_limit(SEGMENT_BYTES - 1):
+        with pytest.raises(OSError, match="too large"):  # noqa: PT012
+            while True:  # refusals are entered too
+                journal.add_entry("refused", bytes(10_000))
+        for number in range(100):
+            with pytest.raises(OSError, match="too large"):
+                journal.add_entry(f"{number}", bytes(100_000))
+            journal.add_entry(f"{number}", bytes(1000 + ROOM_TO_SETTLE))
+    journal.close()
 
 
 @pytest.mark.parametrize("sync", [False, True])

@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 
 from accounting_process import COUNTER, START, accounting, make_entry, make_intent, money, reserved
 from penstock import Usage
-from penstock.governance import Exceeded, LedgerUnavailableError, UsageQuery
+from penstock.governance import Debit, Exceeded, LedgerUnavailableError, UsageQuery
+from penstock.models import MAX_MODEL_CHARACTERS
 from penstock.testing.conformance.ledger import Books, check_ledger
 from penstock_plugins.store.accounting import Accounting
-from penstock_plugins.store.journal import SEGMENT_BYTES
+from penstock_plugins.store.journal import SEGMENT_BYTES, Journal, take_dead
+from penstock_plugins.store.ledger import JournaledLedger
 from penstock_plugins.store.ledger_tables import LEVELS, Level
 from penstock_plugins.store.rollups import buckets_of, cover
+from penstock_plugins.store.sweep import read_dead
 from test_counters_processes import rows_of
 from test_journal import file_size_limit
 
@@ -101,6 +104,52 @@ async def test_full_disk_refuses_new_exchanges_and_loses_none(tmp_path: Path) ->
         await accounts.ledger.flush()
         assert await accounts.reader.spent([(COUNTER, START)]) == {(COUNTER, START): 10}
         assert await accounts.reader.entry("req_refused") is None
+
+
+LONGEST = "\U0001f4b0" * 4096
+"""What a member of a document may hold at most."""
+MODEL = "\U0001f4b0" * MAX_MODEL_CHARACTERS
+EXCHANGE: dict[str, Any] = {
+    "request_id": f"req_{LONGEST[:64]}", "end_user": LONGEST[:256], "tags": (LONGEST,) * 3, "model_asked": MODEL,
+    "debits": tuple(
+        Debit(counter=f"budget:bud_{number:026}:{LONGEST[:256]}", period=2**40, reserved=2**62) for number in range(20)
+    ),
+}  # fmt: skip
+SETTLED: dict[str, Any] = {
+    **EXCHANGE, "model_served": LONGEST, "duration_ns": 2**62, "started_at_ns": 2**62, "status": 599,
+    "cost_nano_usd": 10**16, "price_version": "genai-prices 2026-11-01" * 4, "error": "guardrail_unavailable",
+    "usage": Usage(2**40, 2**40, 2**40, 2**40, 2**40, 2**40, "estimated", 2**40, 2**40, 2**40), "fallback_count": 499,
+    "attempts": ({"binding": "gpc_" + "0" * 26, "model": LONGEST, "reason": "truncated", "status": 599},) * 500,
+}  # fmt: skip
+
+
+def test_longest_exchange_that_is_admitted_finds_room_to_settle(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(tmp_path, "a")
+    ledger = JournaledLedger(journal, lambda: None)
+    ledger.open(make_intent("first"))
+    taken = 0
+    with file_size_limit(SEGMENT_BYTES - 1):
+        with pytest.raises(LedgerUnavailableError):  # noqa: PT012
+            while True:
+                changes = {**EXCHANGE, "request_id": f"{EXCHANGE['request_id']}{taken}"}
+                ledger.open(make_intent(**changes, estimate=2**62, model_served=MODEL))
+                taken += 1
+        for number in range(taken):
+            changes = {**SETTLED, "request_id": f"{EXCHANGE['request_id']}{number}"}
+            ledger.settle(make_entry(**changes))
+    journal.close()
+    assert caplog.text == ""
+    (dead,) = take_dead(tmp_path)
+    entries, is_whole = read_dead(dead)
+    dead.release()
+    assert is_whole
+    kept = [entry for entry in entries if entry.outcome == "success"]
+    assert len(kept) == taken > 20
+    assert {(entry.cost_nano_usd, entry.usage, entry.debits, entry.tags) for entry in kept} == {
+        (10**16, SETTLED["usage"], EXCHANGE["debits"], EXCHANGE["tags"])
+    }
 
 
 async def test_entry_that_cannot_be_written_as_it_is_is_cleaned(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ import attrs
 INTENT = b"I"
 ENTRY = b"E"
 SEGMENT_BYTES = 8 << 20
-ROOM_TO_SETTLE = 1536
-"""What is kept free for settling each open intent, in bytes."""
+ROOM_TO_SETTLE = 2048
+"""What is kept free for settling each open intent beside as much as the intent itself takes, in bytes."""
 
 _MARK = b"\xf5\xcaPJ"
 _HEAD = struct.Struct("<4scII")  # mark, kind, length, CRC-32 of kind and payload
@@ -79,7 +79,10 @@ class Journal:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _create_lock(folder / f"{holder}.lock")
         self._number = 0
-        self._intents: dict[str, Segment] = {}
+        self._intents: dict[str, tuple[Segment, int]] = {}
+        """Where each is, and the room kept for settling it."""
+        self._room = 0
+        """All of it: the current segment has at least as much left."""
         self._current: Segment | None = None
         self._segments: set[Segment] = set()
         self._done: list[Segment] = []
@@ -92,31 +95,31 @@ class Journal:
     def add_intent(self, request_id: str, payload: bytes) -> None:
         """Write an intent. Raises OSError, and then nothing is written."""
         record = frame(INTENT, payload)
-        needed = len(record) + ROOM_TO_SETTLE * (len(self._intents) + 1)
-        segment = self._current
-        if segment is None or segment.position + needed > segment.size:
-            segment = self._rotate(needed)
+        room = len(record) + ROOM_TO_SETTLE
+        segment = self._segment_for(len(record) + self._room + room)
         self._write(segment, record)
-        previous = self._intents.get(request_id)
-        self._intents[request_id] = segment
-        if previous is not None:
-            self.release(previous)
+        previous = self.drop_intent(request_id)
+        self._intents[request_id] = segment, room
+        self._room += room
+        self.release(previous)
 
     def add_entry(self, request_id: str, payload: bytes) -> tuple[Segment | None, Segment | None]:
         """Write an entry in place of its intent, if it has one; returns what to ``release`` once it is committed.
 
-        Raises OSError; the intent stands then.
+        It never takes the room that is kept for others. Raises OSError; the intent stands then.
         """
         record = frame(ENTRY, payload)
-        segment = self._current
-        if segment is None or segment.position + len(record) > segment.size:
-            segment = self._rotate(len(record))
+        intent = self._intents.get(request_id)
+        others = self._room if intent is None else self._room - intent[1]
+        segment = self._segment_for(len(record) + others)
         self._write(segment, record)
-        return self._intents.pop(request_id, None), segment
+        return self.drop_intent(request_id), segment
 
     def drop_intent(self, request_id: str) -> Segment | None:
-        """Forget an intent whose entry could not be written here; returns what to ``release`` later."""
-        return self._intents.pop(request_id, None)
+        """Forget an intent that is settled, or whose entry could not be written here; returns what to ``release``."""
+        segment, room = self._intents.pop(request_id, (None, 0))
+        self._room -= room
+        return segment
 
     def release(self, segment: Segment | None) -> None:
         """Say that one record of a segment is no longer needed."""
@@ -143,6 +146,12 @@ class Journal:
         os.close(self._lock)
 
     # --- segments -------------------------------------------------------------------------------------------------
+
+    def _segment_for(self, needed: int) -> Segment:
+        segment = self._current
+        if segment is None or segment.position + needed > segment.size:
+            segment = self._rotate(needed)
+        return segment
 
     def _write(self, segment: Segment, record: bytes) -> None:
         start = segment.position

@@ -23,6 +23,7 @@ from penstock_plugins.store.totals import Name
 
 MAX_QUEUED = 50_000
 """Entries that may wait for the database."""
+_CLIPPED_CHARACTERS = 64
 _log = logging.getLogger("penstock.store")
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -70,7 +71,7 @@ class JournaledLedger:
             payload = _encode(entry)
         segments = None
         try:
-            segments = self._journal.add_entry(entry.request_id, payload)
+            segments = self._into_journal(entry, payload)
             self._is_journal_whole = True
         except OSError as error:
             if self._is_journal_whole:
@@ -79,6 +80,12 @@ class JournaledLedger:
         self._queue.append(Queued(entry, segments))
         self._settled += 1
         self._wake()
+
+    def _into_journal(self, entry: LedgerEntry, payload: bytes) -> tuple[Segment | None, Segment | None]:
+        try:
+            return self._journal.add_entry(entry.request_id, payload)
+        except OSError:  # for what was admitted there is room at least for what its money and its tokens were
+            return self._journal.add_entry(entry.request_id, _encode(_shortened(entry)))
 
     async def flush(self) -> None:
         """Return once everything settled so far is committed."""
@@ -189,6 +196,18 @@ def entry_of(intent: Intent) -> LedgerEntry:
 def cleaned(entry: LedgerEntry) -> LedgerEntry:
     """Return an entry that can be written: text without lone surrogates, numbers that fit 64 bits."""
     return LedgerEntry(**{name: _clean(getattr(entry, name)) for name in LedgerEntry.__struct_fields__})
+
+
+def _shortened(entry: LedgerEntry) -> LedgerEntry:
+    """Return an entry that takes little more than its intent."""
+    return msgspec.structs.replace(
+        entry, attempts=(), model_served=_clipped(entry.model_served), error=_clipped(entry.error),
+        provider=_clipped(entry.provider), price_version=_clipped(entry.price_version),
+    )  # fmt: skip
+
+
+def _clipped(text: str | None) -> str | None:
+    return None if text is None else text[:_CLIPPED_CHARACTERS]
 
 
 def _clean(value: Any) -> Any:
