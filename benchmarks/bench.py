@@ -20,6 +20,7 @@ from benchmarks.processes import (
     running,
     running_mock,
     wait_for_answer,
+    wait_for_listeners,
 )
 from benchmarks.prompts import Prompt, build_requests, write_requests
 from benchmarks.report import Spread, paired
@@ -109,9 +110,11 @@ class Bench:
         with running(served.command, (plan or self.plan).gateway, log) as program:
             try:
                 wait_for_answer(program, port, request, log)
+                seconds = time.perf_counter() - started
+                if name == "gateway" and self.gateway_command.template is None:
+                    wait_for_listeners(port, workers)
             except MeasurementError as error:
                 raise MeasurementError(f"{name} is {error}") from error
-            seconds = time.perf_counter() - started
             yield Subject(name, port, program, seconds, served.secret, served.alias_secret)
 
     def standing(self, name: str) -> Subject:

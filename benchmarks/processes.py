@@ -121,6 +121,25 @@ def wait_for_answer(
     raise MeasurementError(f"not ready: {last}\n{output}")
 
 
+def wait_for_listeners(port: int, count: int, seconds: float = 10.0) -> None:
+    """Wait until as many sockets listen on a port: workers that share it share the connections made from then on.
+
+    Raises:
+        MeasurementError: they did not in time.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if _listeners(port) >= count:
+            return
+        time.sleep(POLL_SECONDS)
+    raise MeasurementError(f"{count} workers do not listen")
+
+
+def _listeners(port: int) -> int:
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
+
+
 def _ask(port: int, request: bytes) -> tuple[int, bytes]:
     head, _, body = request.partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
