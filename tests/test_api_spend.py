@@ -158,3 +158,20 @@ async def test_the_price_in_force_is_shown_and_overridden() -> None:
                 await anyio.sleep(0.01)
         assert (after[0]["rates_usd"]["input"], after[0]["version"]) == ("7", f"override {made['id']}")
         assert [row["id"] for row in (await api.get("/prices"))["data"]] == [made["id"]]
+
+
+async def test_sums_are_paged_in_their_order() -> None:
+    async with running_api(plugins=PLUGINS) as api:
+        await prepared(api)
+        second = await api.make("/virtual-keys", {"name": "k2"})
+        await spend(api, second["secret"])
+        everything = await api.get("/usage?group_by=key&bucket=day")
+        assert ([row["requests"] for row in everything["data"]], everything["next_cursor"]) == ([2, 1], None)
+        place = "/usage?group_by=key&bucket=day&limit=1"
+        first = await api.get(place)
+        rest = await api.get(f"{place}&cursor={first['next_cursor']}")
+        assert first["data"] + rest["data"] == everything["data"]
+        assert rest["next_cursor"] is None
+        assert (await api.ask("GET", f"/usage?group_by=model&cursor={first['next_cursor']}")).status == 400
+        for limit in ("0", "1001", "x"):
+            assert (await api.ask("GET", f"/usage?limit={limit}")).status == 400

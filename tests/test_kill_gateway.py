@@ -274,7 +274,7 @@ class Trial:
         with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             doubles = (
-                "SELECT end_user, COUNT(*) FROM ledger JOIN dimensions ON dimensions.id = end_user_dimensions_id"
+                "SELECT end_user, COUNT(*) FROM ledger JOIN end_users ON end_users.id = end_user_id"
                 " GROUP BY end_user HAVING COUNT(*) > 1"
             )
             assert connection.execute(doubles).fetchall() == []

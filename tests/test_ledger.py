@@ -22,10 +22,10 @@ from penstock.governance import Debit, Exceeded, LedgerUnavailableError, UsageQu
 from penstock.models import MAX_MODEL_CHARACTERS
 from penstock.testing.conformance.ledger import Books, check_ledger
 from penstock_plugins.store.accounting import Accounting
+from penstock_plugins.store.buckets import buckets_of, cover
 from penstock_plugins.store.journal import SEGMENT_BYTES, Journal, take_dead
 from penstock_plugins.store.ledger import JournaledLedger
 from penstock_plugins.store.ledger_tables import LEVELS, Level
-from penstock_plugins.store.rollups import buckets_of, cover
 from penstock_plugins.store.sweep import read_dead
 from test_counters_processes import rows_of
 from test_journal import file_size_limit
@@ -221,11 +221,11 @@ async def test_verify_names_what_differs(tmp_path: Path) -> None:
         assert await verified(accounts) == []
         with closing(sqlite3.connect(database)) as other, other:
             other.execute("UPDATE counters SET total = 6")
-            other.execute("UPDATE rollups SET requests = 3 WHERE level = 0 AND span = 900")
+            other.execute("UPDATE rollups SET requests = 3 WHERE level = 0 AND span = 86400")
             other.execute("UPDATE key_use SET last_used_at_ms = 1")
         found = [(each.what, each.recorded, each.derived) async for each in accounts.reader.verify()]
     assert found[0] == (COUNTER, 6, 5)
-    assert found[1][0].startswith("rollup of 900 s, dimensions ")
+    assert found[1][0].startswith("rollup of 86400 s, dimensions ")
     assert found[1][0].endswith("requests")
     assert found[2] == ("last use of vk_1", 1, START * 1000)
 
@@ -310,7 +310,8 @@ async def test_usage_is_what_the_rows_add_up_to_in_any_range_and_zone(tmp_path: 
 
 @given(st.integers(0, 10**7), st.integers(0, 10**6), st.sampled_from(LEVELS))
 def test_runs_of_buckets_tile_a_range(since: int, length: int, level: Level) -> None:
-    since, until = since * 900, (since + length) * 900
+    step = level.spans[-1]
+    since, until = since * step, (since + length) * step
     at = since
     for span, start, end in cover(since, until, level.spans):
         assert span in level.spans

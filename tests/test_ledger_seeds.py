@@ -84,6 +84,6 @@ def test_new_end_user_costs_no_scan(database: Database, where: dict[str, str]) -
         raw.set_trace_callback(None)
         sums = [statement for statement in asked if statement.startswith("SELECT sum")]
         plans = [str(row[3]) for each in sums for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {each}")]
-    assert any("dimensions_by_end_user (end_user=? AND level=?" in step for step in plans)
-    assert any("ledger_by_end_user (end_user_dimensions_id=?" in step for step in plans)
+    assert any("sqlite_autoindex_end_users_1 (end_user=?" in step for step in plans)
+    assert any("ledger_by_end_user (end_user_id=?" in step for step in plans)
     assert not any(step.startswith("SCAN") for step in plans)

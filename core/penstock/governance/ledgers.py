@@ -132,6 +132,10 @@ class UsageQuery:
     where: Mapping[str, str] = attrs.field(factory=dict)
     """Restrict to: organization_id, team_id, project_id, virtual_key_id, principal_id, end_user, binding_id, provider,
     model, tag."""
+    limit: int | None = None
+    """How many rows at most; None for all."""
+    after: tuple[str | None, tuple[str | None, ...]] | None = None
+    """Start of the bucket and values of the group of the last row of the page before."""
 
 
 @attrs.frozen(kw_only=True)
@@ -179,7 +183,7 @@ class LedgerReader(Protocol):
         ...
 
     async def usage(self, query: UsageQuery) -> Sequence[UsageRow]:
-        """Return sums, by bucket and group."""
+        """Return sums, in the order of bucket and group."""
         ...
 
     async def spent(self, counters: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], int]:

@@ -37,10 +37,14 @@ BUCKETS = ("hour", "day", "month")
 DEFAULT_DAYS = 30
 MAX_BUCKETS = {"hour": 366 * 24, "day": 10 * 366, "month": 100 * 12}
 """About how many a question may ask for."""
+MAX_SUMS = 1000
+"""Rows of sums on a page: more at once would keep the event loop from what goes through the gateway."""
 _SECONDS = {"hour": 3600, "day": 86_400, "month": 28 * 86_400}
 _LAST_NS = 2**62
 """In the year 2116."""
 _VIEW = "gatewayUsage:view"
+_USAGE = tuple(field.name for field in attrs.fields(Usage))
+_read_place = msgspec.json.Decoder(tuple[str | None, tuple[str | None, ...]])
 _KINDS: dict[str, tuple[str, ...]] = {
     "organization_id": ("organization",),
     "team_id": ("team",),
@@ -101,8 +105,8 @@ def moment(query: Mapping[str, str], name: str, otherwise: float) -> float:
         raise bad_field(name, str(error)) from None
 
 
-def usage_query(call: Call, query: Mapping[str, str]) -> UsageQuery:
-    """Return the question that a query asks. Raises RefusedError."""
+def usage_query(call: Call, query: Mapping[str, str], after: str | None) -> UsageQuery:
+    """Return the question that a query asks, for one row more than the page holds. Raises RefusedError."""
     group_by = tuple(name for name in query.get("group_by", "").split(",") if name)
     for name in group_by:
         if name not in GROUPS:
@@ -125,7 +129,22 @@ def usage_query(call: Call, query: Mapping[str, str]) -> UsageQuery:
         bucket=cast("Any", bucket),
         timezone=zone,
         where=where,
+        limit=sums_on_page(query) + 1,
+        after=None if after is None else _read_place.decode(after),
     )
+
+
+def sums_on_page(query: Mapping[str, str]) -> int:
+    """Return how many sums a page holds. Raises RefusedError."""
+    text = query.get("limit", str(MAX_SUMS))
+    if not text.isascii() or not text.isdigit() or len(text) > len(str(MAX_SUMS)) or not 1 <= int(text) <= MAX_SUMS:
+        raise bad_field("limit", f"must be from 1 to {MAX_SUMS}")
+    return int(text)
+
+
+def place_of(row: UsageRow) -> str:
+    """Return what the page after a row is asked by."""
+    return msgspec.json.encode((row.bucket_start, tuple(row.group.values()))).decode()
 
 
 def this_month(call: Call, timezone: str = "UTC") -> tuple[int, int]:
@@ -152,7 +171,7 @@ def show_row(row: UsageRow) -> dict[str, Any]:
 
 def show_usage(usage: Usage | None) -> dict[str, Any] | None:
     """Return tokens by class."""
-    return None if usage is None else attrs.asdict(usage)
+    return None if usage is None else {name: getattr(usage, name) for name in _USAGE}
 
 
 def empty_row() -> UsageRow:

@@ -70,9 +70,9 @@ _USAGE_COLUMNS = (
 )
 @click.pass_obj
 def usage(terminal: Terminal, /, **values: Any) -> None:
-    """Print sums over the ledger."""
-    answer = terminal.api.request("GET", path_of("usage"), query=query_of(_USAGE, values))
-    terminal.show_page(answer.content, _USAGE_COLUMNS, noun="usage", raw=answer.raw)
+    """Print sums over the ledger, of all pages."""
+    rows = [row for page in terminal.api.pages(path_of("usage"), query_of(_USAGE, values)) for row in page["data"]]
+    terminal.show_page({"data": rows, "next_cursor": None}, _USAGE_COLUMNS, noun="usage")
 
 
 # --- the ledger ---------------------------------------------------------------------------------------------

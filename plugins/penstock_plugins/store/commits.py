@@ -7,7 +7,7 @@ from operator import add
 
 import attrs
 import msgspec
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Executable, func, select
 
 from penstock.governance import LedgerEntry
 from penstock_plugins.store.bulk import (
@@ -26,13 +26,16 @@ from penstock_plugins.store.ledger_tables import (
     COARSE,
     DIMENSIONS,
     END_USERS,
+    END_USERS_OF_ORGANIZATION,
     FAILED,
+    NOBODY,
     STEP,
     SUMS,
     UNCOUNTED,
     Level,
     counters,
     dimensions,
+    end_users,
     key_use,
     ledger,
     rollups,
@@ -48,8 +51,11 @@ _INSERT_ROW = insert_into(ledger)
 _DIMENSION = ("level", *DIMENSIONS)
 _FIND_DIMENSION = find_where((dimensions.c.id,), *(dimensions.c[name] for name in _DIMENSION))
 _INSERT_DIMENSION = insert_into(dimensions)
+_END_USER = ("end_user",)
+_FIND_END_USER = find_where((end_users.c.id,), end_users.c.end_user)
+_INSERT_END_USER = insert_into(end_users)
 _ADD_TOTAL = add_where_id(counters, "total")
-_BUCKET = ("level", "span", "start", "dimensions_id")
+_BUCKET = ("level", "span", "start", "dimensions_id", "end_user_id")
 _ADD_ROLLUP = add_into(rollups, _BUCKET, SUMS)
 _USE = ("virtual_key_id", "last_used_at_ms")
 _PUT_USE = put_into(key_use, _USE[:1], _USE[1:], only_greater=True)
@@ -66,6 +72,7 @@ class Receipt:
     charges: Mapping[Name, int]
     """Total of what was charged, by counter."""
     dimension_ids: Mapping[Row, int]
+    """Of dimensions, and of end users."""
     counter_ids: Mapping[Name, int]
 
 
@@ -130,8 +137,8 @@ class _Posting:
         self._sequence = sequence
         self._rows: list[Row] = []
         self._charged: dict[int, int] = {}
-        self._sums: dict[tuple[Level, int, int], list[int]] = {}
-        self._coarse: dict[int, tuple[tuple[Level, int], ...]] = {}
+        self._sums: dict[tuple[int, int, int], list[int]] = {}
+        self._levels: dict[int, tuple[tuple[Level, int], ...]] = {}
         self._used: dict[str, int] = {}
         self._counters: dict[Name, int] = {}
         self.charges: dict[Name, int] = {}
@@ -168,10 +175,10 @@ class _Posting:
             entry.organization_id, entry.team_id, entry.project_id, entry.virtual_key_id, entry.principal_id,
             entry.binding_id or "", entry.provider or "", model, tags,
         )  # fmt: skip
-        dimensions_id = self._dimension((1, *values, ""))
-        end_user_id = self._dimension((0, *values, entry.end_user)) if entry.end_user else None
-        if dimensions_id not in self._coarse:
-            self._coarse[dimensions_id] = self._coarse_of(values)
+        dimensions_id = self._dimension((1, *values))
+        end_user_id = self._end_user(entry.end_user) if entry.end_user else None
+        if dimensions_id not in self._levels:
+            self._levels[dimensions_id] = self._levels_of(dimensions_id, values)
         is_adjustment = entry.outcome == "adjustment"
         self._rows.append((
             self._sequence, entry.request_id, entry.started_at_ns, entry.duration_ns, dimensions_id, end_user_id,
@@ -217,27 +224,32 @@ class _Posting:
         texts = self._connection.scalars(select(ledger.c.debits).where(is_same, ledger.c.debits.is_not(None)))
         return sum(charged for text in texts for id_, _, charged in debits_in(text) if id_ == counter_id)
 
-    def _coarse_of(self, values: Row) -> tuple[tuple[Level, int], ...]:
-        return tuple((level, self._dimension(_coarsened(level, values))) for level in COARSE)
+    def _levels_of(self, dimensions_id: int, values: Row) -> tuple[tuple[Level, int], ...]:
+        return ((ALL, dimensions_id), *((level, self._dimension(_coarsened(level, values))) for level in COARSE))
 
     def _dimension(self, key: Row) -> int:
         found = self._books.dimension_id(key) or self.new_dimensions.get(key)
-        if found is None:
-            row = find_one(self._connection, _FIND_DIMENSION, _DIMENSION, key)
-            if row is None:
-                run_many(self._connection, _INSERT_DIMENSION, _DIMENSION, [key])
-                row = find_one(self._connection, _FIND_DIMENSION, _DIMENSION, key)
-            found = int(row[0])
-            self.new_dimensions[key] = found
+        return found or self._find_or_add(_DIMENSION, _FIND_DIMENSION, _INSERT_DIMENSION, key)
+
+    def _end_user(self, end_user: str) -> int:
+        key = (end_user,)
+        found = self._books.dimension_id(key) or self.new_dimensions.get(key)
+        return found or self._find_or_add(_END_USER, _FIND_END_USER, _INSERT_END_USER, key)
+
+    def _find_or_add(self, names: tuple[str, ...], find: Executable, add_one: Executable, key: Row) -> int:
+        row = find_one(self._connection, find, names, key)
+        if row is None:
+            run_many(self._connection, add_one, names, [key])
+            row = find_one(self._connection, find, names, key)
+        self.new_dimensions[key] = found = int(row[0])
         return found
 
     def _add_sums(self, at: int, dimensions_id: int, end_user_id: int | None, sums: Row) -> None:
         start = at - at % STEP
-        groups = ((ALL, dimensions_id),) if end_user_id is None else ((ALL, dimensions_id), (END_USERS, end_user_id))
-        for level, group in groups:
-            held = self._sums.get((level, start, group))
+        for end_user in (NOBODY,) if end_user_id is None else (NOBODY, end_user_id):
+            held = self._sums.get((start, dimensions_id, end_user))
             if held is None:
-                self._sums[level, start, group] = list(sums)
+                self._sums[start, dimensions_id, end_user] = list(sums)
             else:
                 held[:] = map(add, held, sums)
 
@@ -251,17 +263,19 @@ class _Posting:
         run_many(connection, _PUT_USE, _USE, list(self._used.items()))
 
     def _buckets(self) -> list[Row]:
-        buckets: dict[tuple[int, int, int, int], list[int]] = {}
-        for (finest, start, finest_group), sums in self._sums.items():
-            coarse = self._coarse[finest_group] if finest is ALL else ()
-            for level, group in ((finest, finest_group), *coarse):
+        buckets: dict[tuple[int, int, int, int, int], list[int]] = {}
+        for (start, dimensions_id, end_user), sums in self._sums.items():
+            levels = self._levels[dimensions_id]
+            if end_user != NOBODY:
+                levels = ((END_USERS, dimensions_id), (END_USERS_OF_ORGANIZATION, levels[-1][1]))
+            for level, group in levels:
                 for span in level.spans:
-                    bucket = (level.number, span, start - start % span, group)
+                    bucket = (level.number, span, start - start % span, group, end_user)
                     held = buckets.get(bucket)
                     buckets[bucket] = sums if held is None else list(map(add, held, sums))
         return sorted((*bucket, *sums) for bucket, sums in buckets.items())
 
 
 def _coarsened(level: Level, values: Row) -> Row:
-    kept = (value if name in level.dimensions else "" for name, value in zip(DIMENSIONS, values, strict=False))
-    return (level.number, *kept, "")
+    kept = (value if name in level.dimensions else "" for name, value in zip(DIMENSIONS, values, strict=True))
+    return (level.number, *kept)

@@ -22,33 +22,43 @@ SUMS = ("requests", "errors", *TOKENS, "cost_nano_usd", "unpriced", "estimated")
 """What rollups hold of each group and bucket."""
 FAILED = ("refused", "provider_error", "cut", "interrupted")
 """Outcomes that count as errors."""
-DIMENSIONS = (*SCOPES, "binding_id", "provider", "model", "tags", "end_user")
+DIMENSIONS = (*SCOPES, "binding_id", "provider", "model", "tags")
 STEP = 900
 """Length of the shortest buckets of rollups, in seconds."""
+NOBODY = 0
+"""The end user of rollups that are not kept apart by end user."""
 
 
 @attrs.frozen(eq=False)
 class Level:
     """Say by which dimensions rollups are kept apart, the others being "", and in buckets of which lengths.
 
-    ``spans`` in seconds, each a multiple of the next.
+    ``spans`` in seconds, each a multiple of the next; what is shorter than the last is summed from rows.
     """
 
     number: int
     dimensions: tuple[str, ...]
     spans: tuple[int, ...]
+    kept_by: int
+    """Number of the level whose combinations of dimensions these are."""
+
+    @property
+    def is_of_end_users(self) -> bool:
+        """Whether it holds only exchanges that name an end user, by end user."""
+        return "end_user" in self.dimensions
 
 
 LEVELS = (
-    Level(0, DIMENSIONS, (86_400, STEP)),  # of exchanges that name an end user; few are in the same hour
-    Level(1, DIMENSIONS[:-1], (86_400, 14_400, 3_600, STEP)),
+    Level(0, (*DIMENSIONS, "end_user"), (86_400,), 1),  # so many that shorter buckets were of one row each
+    Level(5, ("organization_id", "end_user"), (86_400, 3_600), 4),
+    Level(1, DIMENSIONS, (86_400, 14_400, 3_600, STEP), 1),
     Level(2, ("organization_id", "team_id", "project_id", "binding_id", "provider", "model"),
-          (86_400, 14_400, 3_600, STEP)),
-    Level(3, ("organization_id", "team_id", "project_id"), (86_400, 3_600, STEP)),
-    Level(4, ("organization_id",), (86_400, 3_600, STEP)),
+          (86_400, 14_400, 3_600, STEP), 2),
+    Level(3, ("organization_id", "team_id", "project_id"), (86_400, 3_600, STEP), 3),
+    Level(4, ("organization_id",), (86_400, 3_600, STEP), 4),
 )  # fmt: skip
-"""From the finest to the coarsest; each is a part of the one before."""
-END_USERS, ALL, *COARSE = LEVELS
+"""Those of end users, then those of all; from the finest to the coarsest, each a part of the one before."""
+END_USERS, END_USERS_OF_ORGANIZATION, ALL, *COARSE = LEVELS
 
 
 def level_of(names: set[str]) -> Level:
@@ -63,8 +73,8 @@ ledger = Table(
     Column("request_id", String, nullable=False, unique=True),
     Column("started_at_ns", BigInteger, nullable=False),
     Column("duration_ns", BigInteger, nullable=False),
-    Column("dimensions_id", Integer, nullable=False),  # of level 1: scopes, binding, provider, model, tags
-    Column("end_user_dimensions_id", Integer),  # of level 0: these, and the end user
+    Column("dimensions_id", Integer, nullable=False),
+    Column("end_user_id", Integer),
     Column("model_asked", String),
     Column("model_served", String),
     *(Column(name, BigInteger, nullable=False) for name in TOKENS),
@@ -81,13 +91,13 @@ ledger = Table(
     Column("debits", Text),  # JSON: id of the counter, reserved, charged
     Column("adjusts", String),
     Column("counts_from_ns", BigInteger),  # NULL: budgets count it from its start; UNCOUNTED: none does
-    Index("ledger_by_time", "started_at_ns", "dimensions_id"),
+    Index("ledger_by_time", "started_at_ns", "dimensions_id", "end_user_id"),
     Index("ledger_by_dimensions", "dimensions_id", "started_at_ns"),
 )
-_by_end_user = ledger.c.end_user_dimensions_id
+_has_end_user = ledger.c.end_user_id.is_not(None)
 Index(
-    "ledger_by_end_user", _by_end_user, ledger.c.started_at_ns,
-    sqlite_where=_by_end_user.is_not(None), postgresql_where=_by_end_user.is_not(None),
+    "ledger_by_end_user", ledger.c.end_user_id, ledger.c.started_at_ns,
+    sqlite_where=_has_end_user, postgresql_where=_has_end_user,
 )  # fmt: skip
 for _column in (ledger.c.adjusts, ledger.c.counts_from_ns):
     _is_rare = _column.is_not(None)
@@ -117,11 +127,14 @@ dimensions = Table(
     *(Column(name, String, nullable=False) for name in DIMENSIONS),  # "": none, or whichever; tags in JSON
 )
 Index("dimensions_unique", dimensions.c.level, *(dimensions.c[name] for name in DIMENSIONS), unique=True)
-# Clients name end users: none must cost a scan. It covers what budgets ask by, or SQLite would prefer the other.
-Index(
-    "dimensions_by_end_user", dimensions.c.end_user, dimensions.c.level, dimensions.c.project_id,
-    dimensions.c.virtual_key_id, dimensions.c.binding_id,
-)  # fmt: skip
+
+# Clients name end users, and there may be very many: a row of a ledger or rollup refers to one beside its dimensions.
+end_users = Table(
+    "end_users",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("end_user", String, nullable=False, unique=True),
+)
 
 rollups = Table(
     "rollups",
@@ -129,7 +142,8 @@ rollups = Table(
     Column("level", Integer, primary_key=True, autoincrement=False),
     Column("span", Integer, primary_key=True, autoincrement=False),
     Column("start", BigInteger, primary_key=True, autoincrement=False),  # seconds since the epoch
-    Column("dimensions_id", Integer, primary_key=True, autoincrement=False),
+    Column("dimensions_id", Integer, primary_key=True, autoincrement=False),  # of the level's ``kept_by``
+    Column("end_user_id", Integer, primary_key=True, autoincrement=False),
     *(Column(name, BigInteger, nullable=False) for name in SUMS),
     sqlite_with_rowid=False,
 )

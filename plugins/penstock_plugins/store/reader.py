@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 import msgspec
-from sqlalchemy import Connection, Row, Select, bindparam, func, or_, select, tuple_
+from sqlalchemy import Connection, Row, Select, bindparam, false, func, or_, select, tuple_
 
 from penstock import Usage
 from penstock.governance import Debit, Discrepancy, LedgerEntry, UsageQuery, UsageRow
@@ -18,11 +18,11 @@ from penstock_plugins.store.counters import MemoryCounters
 from penstock_plugins.store.database import Database
 from penstock_plugins.store.ledger_tables import (
     ALL,
-    END_USERS,
     SCOPES,
     TOKENS,
     counters,
     dimensions,
+    end_users,
     key_use,
     ledger,
 )
@@ -34,14 +34,13 @@ from penstock_plugins.store.verification import discrepancies
 _PART = 500
 _FEW = 64
 """Combinations of dimensions whose newest rows are looked up one by one."""
-_end_users = dimensions.alias("end_users")
 _SHARED = (*SCOPES, "binding_id", "provider", "tags")
 _OTHER = ("usage", "attempts", "debits", "end_user", *_SHARED)
 _SAME = tuple(name for name in LedgerEntry.__struct_fields__ if name not in _OTHER)
 _ROWS = (
-    select(ledger, *(dimensions.c[name] for name in _SHARED), _end_users.c.end_user)
+    select(ledger, *(dimensions.c[name] for name in _SHARED), end_users.c.end_user)
     .join(dimensions, dimensions.c.id == ledger.c.dimensions_id)
-    .outerjoin(_end_users, _end_users.c.id == ledger.c.end_user_dimensions_id)
+    .outerjoin(end_users, end_users.c.id == ledger.c.end_user_id)
 )
 
 
@@ -137,19 +136,22 @@ def _newest(
 ) -> Sequence[Row[tuple[int, int]]]:
     if not where:
         return connection.execute(newest).all()
-    level, number = ALL, ledger.c.dimensions_id
-    if "end_user" in where:
-        level, number = END_USERS, ledger.c.end_user_dimensions_id
-    wanted = [dimensions.c.level == level.number]
-    wanted += [dimensions.c[name] == value for name, value in where.items() if name != "tag"]
+    wanted = [dimensions.c.level == ALL.number]
+    wanted += [dimensions.c[name] == value for name, value in where.items() if name not in ("tag", "end_user")]
     if "tag" in where:
         texts = connection.scalars(select(dimensions.c.tags).where(*wanted).distinct()).all()
         wanted.append(dimensions.c.tags.in_([text for text in texts if where["tag"] in tags_in(text)]))
     of_these = select(dimensions.c.id).where(*wanted)
+    # Whoever's they are, adding nothing keeps the index of these from being used.
+    is_of_these = (ledger.c.dimensions_id + 0).in_(of_these)
+    if "end_user" in where:
+        of_name = connection.scalar(select(end_users.c.id).where(end_users.c.end_user == where["end_user"]))
+        newest = newest.where(ledger.c.end_user_id == of_name) if of_name is not None else newest.where(false())
+        return connection.execute(newest.where(is_of_these) if len(where) > 1 else newest).all()
     ids = connection.scalars(of_these.limit(_FEW + 1)).all()
-    if len(ids) > _FEW:  # by time, whoever's they are: adding nothing keeps the index of these from being used
-        return connection.execute(newest.where((number + 0).in_(of_these))).all()
-    each = newest.where(number == bindparam("dimensions_id"))
+    if len(ids) > _FEW:
+        return connection.execute(newest.where(is_of_these)).all()
+    each = newest.where(ledger.c.dimensions_id == bindparam("dimensions_id"))
     rows = (row for id_ in ids for row in connection.execute(each, {"dimensions_id": id_}))
     return heapq.nlargest(limit, rows, key=tuple)
 

@@ -1,32 +1,31 @@
 """Sums over the ledger, from rollups; what these cannot tell, from rows.
 
-A range of time is covered by the longest buckets that lie in it. Its ends, where they are no quarter of an hour, are
+A range of time is covered by the longest buckets that lie in it. Its ends, shorter than the shortest of them, are
 summed from the rows themselves, so the answer is exact for any range in any time zone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from operator import add, itemgetter, sub
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import attrs
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Integer, Select, case, column, func, literal, select
+from sqlalchemy import ColumnElement, Connection, Integer, Select, case, column, func, select
 from sqlalchemy import values as values_of
 
 from penstock import Usage
 from penstock.governance import UsageQuery, UsageRow
+from penstock_plugins.store.buckets import Bucket, buckets_of, cover
 from penstock_plugins.store.ledger_tables import (
-    END_USERS,
     FAILED,
     LEVELS,
-    STEP,
     SUMS,
     Level,
     dimensions,
+    end_users,
     ledger,
     level_of,
     rollups,
@@ -47,9 +46,7 @@ FILTERS = (
     "organization_id", "team_id", "project_id", "virtual_key_id", "principal_id", "end_user", "binding_id", "provider",
     "model", "tag",
 )  # fmt: skip
-MAX_BUCKETS = 10_000
 _NANO = 1_000_000_000
-_STEP_NS = STEP * _NANO
 _PART = 1000
 _FEW = 4096
 """Combinations of dimensions that are worth telling apart in memory: the database need not sort by their text."""
@@ -58,6 +55,8 @@ Sums = Sequence[int]
 Group = tuple[str | None, ...]
 Signed = tuple[Group, bool]
 """A group that sums are added to, or (``True``) taken from."""
+Found = dict[tuple[int, Group], Sums]
+"""By number of the bucket, and group."""
 
 
 def check_filters(where: Mapping[str, str]) -> None:
@@ -83,20 +82,50 @@ def usage(connection: Connection, query: UsageQuery) -> Sequence[UsageRow]:
     groups = _Groups(query)
     buckets = list(buckets_of(query))
     names = _names_of_sums(connection, query)
-    found: dict[tuple[int, Group], Sums] = {}
-    for level in groups.levels:
-        asked = _Asked(connection, groups, level, names)
-        for bucket, signed, sums in _sums_of(asked, buckets):
-            for group, is_taken in signed:
-                held = found.get((bucket, group))
-                if held is None:
-                    found[bucket, group] = [-each for each in sums] if is_taken else sums
-                else:
-                    found[bucket, group] = list(map(sub if is_taken else add, held, sums))
-    texts = {group: tuple(value or "" for value in group) for group in {group for _, group in found}}
     make = _RowMaker(query, names)
-    there = sorted(found, key=lambda each: (each[0], texts[each[1]]))
-    return [make(buckets[each[0]][0], each[1], sums) for each in there if any(sums := found[each])]
+    limit = query.limit
+    after = None if query.after is None else (query.after[0], _text_of(query.after[1]))
+    rows: list[UsageRow] = []
+    first, count = (0 if after is None else _number_of(buckets, after[0])), 1
+    while first < len(buckets) and (limit is None or len(rows) < limit):
+        part = buckets[first:] if limit is None else buckets[first : first + count]
+        found = _added_up(connection, groups, names, part)
+        texts = {group: _text_of(group) for _, group in found}
+        there = sorted((each for each, sums in found.items() if any(sums)), key=lambda each: (each[0], texts[each[1]]))
+        if after is not None and part[0][0] == after[0]:
+            there = [each for each in there if each[0] or texts[each[1]] > after[1]]
+        there = there if limit is None else there[: limit - len(rows)]
+        rows += [make(part[each[0]][0], each[1], found[each]) for each in there]
+        first += len(part)
+        count *= 2
+    return rows
+
+
+def _text_of(group: Group) -> tuple[str, ...]:
+    """Return what groups are in the order of."""
+    return tuple(value or "" for value in group)
+
+
+def _number_of(buckets: Sequence[Bucket], label: str | None) -> int:
+    """Return the number of the first bucket that is not before the one of a label."""
+    labels = [label for label, _, _ in buckets]
+    if label in labels or label is None:
+        return 0 if label is None else labels.index(label)
+    at = datetime.fromisoformat(label).timestamp()
+    return next((number for number, (_, _, end) in enumerate(buckets) if end > at * _NANO), len(buckets))
+
+
+def _added_up(connection: Connection, groups: _Groups, names: Sequence[str], buckets: Sequence[Bucket]) -> Found:
+    found: Found = {}
+    for level in groups.levels:
+        for number, signed, sums in _sums_of(_Asked(connection, groups, level, names), buckets):
+            for group, is_taken in signed:
+                held = found.get((number, group))
+                if held is None:
+                    found[number, group] = [-each for each in sums] if is_taken else sums
+                else:
+                    found[number, group] = list(map(sub if is_taken else add, held, sums))
+    return found
 
 
 class _RowMaker:
@@ -150,31 +179,40 @@ class _Groups:
                 raise ValueError(f"usage cannot be grouped by {name!r}; there are {', '.join(COLUMN_OF)}")
         self._names = query.group_by
         self._tag = query.where.get("tag")
+        self.end_user = query.where.get("end_user")
+        """The only one whose exchanges are summed."""
         wanted = {COLUMN_OF[name] for name in query.group_by} | {
             "tags" if name == "tag" else name for name in query.where
         }
-        self._is_split = "end_user" in query.group_by and "end_user" not in query.where
+        self.is_by_end_user = "end_user" in query.group_by and self.end_user is None
         rest = level_of(wanted - {"end_user"})
-        self.levels = (END_USERS, rest) if self._is_split else (level_of(wanted),)
-        self.columns = [dimensions.c[COLUMN_OF[name]] for name in query.group_by]
+        self.levels = (level_of(wanted), rest) if self.is_by_end_user else (level_of(wanted),)
+        self._of_dimensions = [name for name in query.group_by if name != "end_user"]
+        self.columns = [dimensions.c[COLUMN_OF[name]] for name in self._of_dimensions]
         if self._tag is not None:
             self.columns.append(dimensions.c.tags)
-        self.where = [dimensions.c[name] == value for name, value in query.where.items() if name != "tag"]
+        others = ((name, value) for name, value in query.where.items() if name not in ("tag", "end_user"))
+        self.where = [dimensions.c[name] == value for name, value in others]
 
-    def of(self, values: Sequence[str], level: Level) -> list[Signed]:
+    def of(self, values: Sequence[str], end_user: str | None) -> list[Signed]:
         """Return the groups that sums with these values of ``columns`` belong to: one for each tag."""
-        found = [(group, False) for group in self._of(values)]
-        if level is END_USERS and self._is_split:  # what end users did is in the sums of all as well
-            at = self._names.index("end_user")
-            found += [(group, True) for group in self._of([*values[:at], "", *values[at + 1 :]])]
-        return found
+        if end_user is None or not self.is_by_end_user:
+            return [(group, False) for group in self._of(values, self.end_user)]
+        # What end users did is in the sums of all as well.
+        both = ((end_user, False), (None, True))
+        return [(group, is_taken) for name, is_taken in both for group in self._of(values, name)]
 
-    def _of(self, values: Sequence[str]) -> list[Group]:
+    def _of(self, values: Sequence[str], end_user: str | None) -> list[Group]:
         if self._tag is not None and self._tag not in tags_in(values[-1]):
             return []
+        by_name = dict(zip(self._of_dimensions, values, strict=False))
         groups: list[Group] = [()]
-        for name, value in zip(self._names, values, strict=False):
-            choices: Sequence[str | None] = tags_in(value) or (None,) if name == "tag" else (value or None,)
+        for name in self._names:
+            choices: Sequence[str | None]
+            if name == "end_user":
+                choices = (end_user,)
+            else:
+                choices = tags_in(by_name[name]) or (None,) if name == "tag" else (by_name[name] or None,)
             groups = [(*group, choice) for group in groups for choice in choices]
         return groups
 
@@ -182,71 +220,6 @@ class _Groups:
 def tags_in(text: str) -> tuple[str, ...]:
     """Return the tags of dimensions, each once."""
     return tuple(dict.fromkeys(msgspec.json.decode(text))) if text else ()
-
-
-# --- time ---------------------------------------------------------------------------------------------------------
-
-
-def buckets_of(query: UsageQuery) -> Iterator[tuple[str | None, int, int]]:
-    """Yield label, start and end of each bucket, nanoseconds since the epoch. Raises ValueError."""
-    try:
-        zone = ZoneInfo(query.timezone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(f"{query.timezone!r} is no time zone") from None
-    if query.bucket is None:
-        if query.since_ns < query.until_ns:
-            yield None, query.since_ns, query.until_ns
-        return
-    start = _floor(datetime.fromtimestamp(query.since_ns // _NANO, zone), query.bucket)
-    for _ in range(MAX_BUCKETS):
-        start_ns = int(start.timestamp()) * _NANO
-        if start_ns >= query.until_ns:
-            return
-        following = _next(start, query.bucket, zone)
-        end_ns = int(following.timestamp()) * _NANO
-        yield start.isoformat(), max(start_ns, query.since_ns), min(end_ns, query.until_ns)
-        start = following
-    raise ValueError(f"that is more than {MAX_BUCKETS} buckets; ask for less time or longer buckets")
-
-
-def _floor(local: datetime, bucket: str) -> datetime:
-    if bucket == "hour":
-        zone = local.tzinfo
-        # In absolute time, so that an hour the clocks repeat stays two.
-        return (local.astimezone(UTC) - timedelta(minutes=local.minute, seconds=local.second)).astimezone(zone)
-    floored = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
-    return floored.replace(day=1) if bucket == "month" else floored
-
-
-def _next(start: datetime, bucket: str, zone: ZoneInfo) -> datetime:
-    if bucket == "hour":
-        absolute = start.astimezone(UTC)
-        for _ in range(8):  # quarters of an hour: clocks may move by half an hour
-            absolute += timedelta(seconds=STEP)
-            local = absolute.astimezone(zone)
-            if not local.minute:
-                return local
-        return (start.astimezone(UTC) + timedelta(hours=1)).astimezone(zone)
-    if bucket == "day":
-        day = (start.replace(tzinfo=None) + timedelta(days=1)).replace(hour=0)
-    else:
-        day = (start.replace(tzinfo=None, day=1, hour=0) + timedelta(days=32)).replace(day=1)
-    return datetime.fromtimestamp(day.replace(tzinfo=zone).timestamp(), zone)  # where midnight does not exist, after it
-
-
-def cover(since: int, until: int, spans: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield span, start and end of runs of buckets that make up a range that begins and ends with the shortest."""
-    span = spans[0]
-    first, last = -(-since // span) * span, until // span * span
-    if first >= last:
-        if len(spans) > 1 and since < until:
-            yield from cover(since, until, spans[1:])
-        return
-    if since < first:
-        yield from cover(since, first, spans[1:])
-    yield span, first, last
-    if last < until:
-        yield from cover(last, until, spans[1:])
 
 
 @attrs.frozen
@@ -261,7 +234,19 @@ class _Asked:
     @property
     def where(self) -> list[ColumnElement[bool]]:
         """Return what dimensions must be."""
-        return [dimensions.c.level == self.level.number, *self.groups.where]
+        return [dimensions.c.level == self.level.kept_by, *self.groups.where]
+
+    @property
+    def is_by_end_user(self) -> bool:
+        """Whether sums are those of each end user."""
+        return self.groups.is_by_end_user and self.level.is_of_end_users
+
+    def is_end_user(self, id_: ColumnElement[Any]) -> list[ColumnElement[bool]]:
+        """Return what the id of an end user must be."""
+        if self.groups.end_user is None:
+            return []
+        of_name = select(end_users.c.id).where(end_users.c.end_user == self.groups.end_user)
+        return [id_ == of_name.scalar_subquery()]
 
 
 @attrs.frozen
@@ -277,18 +262,26 @@ class _Run:
     """Of each bucket, in seconds."""
 
 
-def _sums_of(
-    asked: _Asked, buckets: Sequence[tuple[str | None, int, int]]
-) -> Iterator[tuple[int, Sequence[Signed], Sequence[int]]]:
+@attrs.frozen
+class _End:
+    """A part of a bucket that no bucket of rollups fits in."""
+
+    number: int
+    since_ns: int
+    until_ns: int
+
+
+def _sums_of(asked: _Asked, buckets: Sequence[Bucket]) -> Iterator[tuple[int, Sequence[Signed], Sums]]:
     """Yield number of the bucket, groups and sums."""
     runs: list[_Run] = []
-    ends: list[tuple[int, int, int]] = []
+    ends: list[_End] = []
+    step = asked.level.spans[-1]
     for number, (_, since_ns, until_ns) in enumerate(buckets):
-        first, last = -(-since_ns // _STEP_NS) * STEP, until_ns // _STEP_NS * STEP
+        first, last = -(-since_ns // (step * _NANO)) * step, until_ns // (step * _NANO) * step
         if first >= last:
-            ends.append((number, since_ns, until_ns))
+            ends.append(_End(number, since_ns, until_ns))
             continue
-        ends += [(number, since_ns, first * _NANO), (number, last * _NANO, until_ns)]
+        ends += [_End(number, since_ns, first * _NANO), _End(number, last * _NANO, until_ns)]
         for span, start, end in cover(first, last, asked.level.spans):
             before = runs[-1] if runs else None
             if before and (before.span, before.last, before.length) == (span, start, end - start):
@@ -298,62 +291,74 @@ def _sums_of(
     known = _few(asked, len(buckets))
     for part in _parts(runs):
         if known is None:
-            yield from _by_columns(asked, _of_rollups(asked, part))
+            yield from _by_columns(asked, _of_rollups(asked, part, asked.groups.columns))
             continue
-        statement = _of_rollups(asked, part, rollups.c.dimensions_id)
-        for row in asked.connection.execute(statement).all():
+        for row in asked.connection.execute(_of_rollups(asked, part, [rollups.c.dimensions_id])).all():
             yield row[0], known[row[1]], row[2:]
-    for number, since_ns, until_ns in ends:
-        if since_ns < until_ns:
-            yield from _by_columns(asked, _of_rows(asked, number, since_ns, until_ns))
+    for part in _parts([end for end in ends if end.since_ns < end.until_ns]):
+        yield from _by_columns(asked, _of_rows(asked, part))
 
 
-def _by_columns(asked: _Asked, statement: Select[Any]) -> Iterator[tuple[int, Sequence[Signed], Sequence[int]]]:
+def _by_columns(asked: _Asked, statement: Select[Any]) -> Iterator[tuple[int, Sequence[Signed], Sums]]:
     width = 1 + len(asked.groups.columns)
-    for row in asked.connection.execute(statement).all():
-        yield row[0], asked.groups.of(row[1:width], asked.level), row[width:]
+    if not asked.is_by_end_user:
+        for row in asked.connection.execute(statement).all():
+            yield row[0], asked.groups.of(row[1:width], None), row[width:]
+        return
+    sums = statement.subquery()  # the texts of end users only after they are added up
+    named = select(*sums.c, end_users.c.end_user).join(end_users, end_users.c.id == sums.c.end_user_id)
+    for row in asked.connection.execute(named).all():
+        yield row[0], asked.groups.of(row[1:width], row[-1]), row[width + 1 : -1]
 
 
 def _few(asked: _Asked, buckets: int) -> dict[int, list[Signed]] | None:
     """Return the groups of the dimensions asked for, by their ids; None where these are better joined."""
+    if asked.is_by_end_user or not asked.groups.columns:
+        return None
     statement = select(dimensions.c.id, *asked.groups.columns).where(*asked.where).limit(_FEW + 1)
     rows = asked.connection.execute(statement).all()
     if len(rows) > _FEW:
         return None
     is_little = len(rows) * buckets <= _FEW_SUMS or len(rows) <= 2 * len({row[1:] for row in rows})
-    return {row[0]: asked.groups.of(row[1:], asked.level) for row in rows} if is_little else None
+    return {row[0]: asked.groups.of(row[1:], None) for row in rows} if is_little else None
 
 
-def _of_rollups(asked: _Asked, runs: Sequence[_Run], *by: ColumnElement[Any]) -> Select[Any]:
-    columns = [column(field.name, Integer) for field in attrs.fields(_Run)]
-    run = values_of(*columns, name="run").data([attrs.astuple(each) for each in runs]).cte("run")
+def _of_rollups(asked: _Asked, runs: Sequence[_Run], by: Sequence[ColumnElement[Any]]) -> Select[Any]:
+    run = _values("run", _Run, runs)
     number = run.c.number + (rollups.c.start - run.c.first) // run.c.length
     is_in = (
         (rollups.c.level == asked.level.number)
         & (rollups.c.span == run.c.span)
         & rollups.c.start.between(run.c.first, run.c.last - 1)
     )
-    sums = [func.sum(rollups.c[name]) for name in asked.names]
-    groups = by or asked.groups.columns
-    statement = select(number, *groups, *sums).select_from(run).join(rollups, is_in).group_by(number, *groups)
-    if not by:
+    groups = [number.label("number"), *by, *([rollups.c.end_user_id] if asked.is_by_end_user else [])]
+    sums = [func.sum(rollups.c[name]).label(f"sum_{name}") for name in asked.names]
+    statement = select(*groups, *sums).select_from(run).join(rollups, is_in).group_by(*groups)
+    statement = statement.where(*asked.is_end_user(rollups.c.end_user_id))
+    if any(each.table is dimensions for each in by):
         return statement.join(dimensions, dimensions.c.id == rollups.c.dimensions_id).where(*asked.where)
     if asked.groups.where:
         return statement.where(rollups.c.dimensions_id.in_(select(dimensions.c.id).where(*asked.where)))
     return statement
 
 
-def _of_rows(asked: _Asked, bucket: int, since_ns: int, until_ns: int) -> Select[Any]:
-    number = ledger.c.end_user_dimensions_id if asked.level is END_USERS else ledger.c.dimensions_id
-    return (
-        select(literal(bucket), *asked.groups.columns, *(func.sum(value) for value in sums_of_rows(asked.names)))
-        .select_from(ledger)
-        .join(dimensions, dimensions.c.id == number)
-        .where(ledger.c.started_at_ns >= since_ns, ledger.c.started_at_ns < until_ns, *asked.groups.where)
-        .group_by(literal(bucket), *asked.groups.columns)
-    )
+def _of_rows(asked: _Asked, ends: Sequence[_End]) -> Select[Any]:
+    end = _values("part", _End, ends)
+    is_in = (ledger.c.started_at_ns >= end.c.since_ns) & (ledger.c.started_at_ns < end.c.until_ns)
+    groups = [end.c.number, *asked.groups.columns, *([ledger.c.end_user_id] if asked.is_by_end_user else [])]
+    sums = [func.sum(value).label(f"sum_{number}") for number, value in enumerate(sums_of_rows(asked.names))]
+    statement = select(*groups, *sums).select_from(end).join(ledger, is_in).group_by(*groups)
+    if asked.is_by_end_user:
+        statement = statement.where(ledger.c.end_user_id.is_not(None))
+    statement = statement.where(*asked.is_end_user(ledger.c.end_user_id))
+    return statement.join(dimensions, dimensions.c.id == ledger.c.dimensions_id).where(*asked.groups.where)
 
 
-def _parts(runs: Sequence[_Run]) -> Iterator[Sequence[_Run]]:
-    for start in range(0, len(runs), _PART):
-        yield runs[start : start + _PART]
+def _values(name: str, of: type, rows: Sequence[Any]) -> Any:
+    columns = [column(field.name, Integer) for field in attrs.fields(of)]
+    return values_of(*columns, name=name).data([attrs.astuple(each) for each in rows]).cte(name)
+
+
+def _parts(parts: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(parts), _PART):
+        yield parts[start : start + _PART]

@@ -12,18 +12,19 @@ import attrs
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Select, func, insert, select
 
+from penstock_plugins.store.buckets import cover
 from penstock_plugins.store.bulk import find_one, find_where
 from penstock_plugins.store.ledger_tables import (
-    END_USERS,
+    ALL,
     STEP,
     Level,
     counters,
     dimensions,
+    end_users,
     ledger,
     level_of,
     rollups,
 )
-from penstock_plugins.store.rollups import cover
 from penstock_plugins.store.tables import objects
 
 CounterSeed = Callable[[Connection, str], Mapping[str, str] | None]
@@ -90,7 +91,9 @@ def last_sequence(connection: Connection) -> int:
 def spent_since(connection: Connection, where: Mapping[str, str], period: int) -> int:
     """Return what was spent from the start of a period until now, from rollups where they can tell."""
     level = level_of(set(where))
-    if level is END_USERS:  # one of very many: its own rows are found at once, its parts of rollups among all others'
+    if (
+        level.is_of_end_users
+    ):  # one of very many: its own rows are found at once, its parts of rollups among all others'
         return spent_where(connection, where, period, last_sequence(connection))
     first = -(-period // STEP) * STEP
     amount = 0
@@ -117,15 +120,19 @@ def spent_where(connection: Connection, where: Mapping[str, str], period: int, t
 
 
 def _cost_of(connection: Connection, where: Mapping[str, str], *conditions: ColumnElement[bool]) -> int:
-    level = level_of({*where, "virtual_key_id"})  # rows refer to the finer levels only
-    number = ledger.c.end_user_dimensions_id if level is END_USERS else ledger.c.dimensions_id + 0  # not by its index
-    cost = select(func.sum(ledger.c.cost_nano_usd)).where(*conditions, number.in_(_dimensions(where, level)))
-    return connection.execute(cost).scalar() or 0
+    rest = {name: value for name, value in where.items() if name != "end_user"}
+    wanted = list(conditions)
+    if rest:
+        wanted.append((ledger.c.dimensions_id + 0).in_(_dimensions(rest, ALL)))  # not by its index
+    if "end_user" in where:
+        of_name = select(end_users.c.id).where(end_users.c.end_user == where["end_user"])
+        wanted.append(ledger.c.end_user_id == of_name.scalar_subquery())
+    return connection.execute(select(func.sum(ledger.c.cost_nano_usd)).where(*wanted)).scalar() or 0
 
 
 def _dimensions(where: Mapping[str, str], level: Level) -> Select[tuple[int]]:
     values = (dimensions.c[name] == value for name, value in where.items())
-    return select(dimensions.c.id).where(dimensions.c.level == level.number, *values)
+    return select(dimensions.c.id).where(dimensions.c.level == level.kept_by, *values)
 
 
 def seed_of_budget(connection: Connection, counter: str) -> Mapping[str, str] | None:

@@ -14,13 +14,14 @@ from penstock_plugins.store.commits import debits_in
 from penstock_plugins.store.ledger_tables import (
     ALL,
     DIMENSIONS,
-    END_USERS,
     LEVELS,
+    NOBODY,
     STEP,
     SUMS,
     Level,
     counters,
     dimensions,
+    end_users,
     key_use,
     ledger,
     rollups,
@@ -60,28 +61,23 @@ def _counters(connection: Connection) -> Iterator[Discrepancy]:
 
 def _dimensions(connection: Connection) -> Iterator[Discrepancy]:
     """Yield the combinations of dimensions that are not those of the rows that refer to them."""
-    of_all, of_end_user = dimensions.alias("of_all"), dimensions.alias("of_end_user")
     model = func.coalesce(func.nullif(ledger.c.model_served, ""), ledger.c.model_asked, "")
-    is_wrong = (of_all.c.level.is_(None)) | (of_all.c.level != ALL.number) | (of_all.c.model != model)
+    is_wrong = (dimensions.c.level.is_(None)) | (dimensions.c.level != ALL.number) | (dimensions.c.model != model)
     yield from _referred(
-        connection, select(ledger.c.dimensions_id, func.count()).outerjoin_from(
-            ledger, of_all, of_all.c.id == ledger.c.dimensions_id
+        connection, "dimensions", select(ledger.c.dimensions_id, func.count()).outerjoin_from(
+            ledger, dimensions, dimensions.c.id == ledger.c.dimensions_id
         ).where(is_wrong).group_by(ledger.c.dimensions_id)
     )  # fmt: skip
-    differs: ColumnElement[bool] = of_end_user.c.level.is_(None) | (of_end_user.c.level != END_USERS.number)
-    for name in ALL.dimensions:
-        differs = differs | (of_all.c[name] != of_end_user.c[name])
     yield from _referred(
-        connection, select(ledger.c.end_user_dimensions_id, func.count()).outerjoin_from(
-            ledger, of_all, of_all.c.id == ledger.c.dimensions_id
-        ).outerjoin(of_end_user, of_end_user.c.id == ledger.c.end_user_dimensions_id)
-        .where(ledger.c.end_user_dimensions_id.is_not(None), differs).group_by(ledger.c.end_user_dimensions_id)
+        connection, "end user", select(ledger.c.end_user_id, func.count()).outerjoin_from(
+            ledger, end_users, end_users.c.id == ledger.c.end_user_id
+        ).where(ledger.c.end_user_id.is_not(None), end_users.c.id.is_(None)).group_by(ledger.c.end_user_id)
     )  # fmt: skip
 
 
-def _referred(connection: Connection, statement: Select[Any]) -> Iterator[Discrepancy]:
-    for dimensions_id, rows in connection.execute(statement).all():
-        yield Discrepancy(what=f"dimensions {dimensions_id}: rows of others", period=0, recorded=rows, derived=0)
+def _referred(connection: Connection, what: str, statement: Select[Any]) -> Iterator[Discrepancy]:
+    for id_, rows in connection.execute(statement).all():
+        yield Discrepancy(what=f"{what} {id_}: rows of others", period=0, recorded=rows, derived=0)
 
 
 def _all_rollups(connection: Connection) -> Iterator[Discrepancy]:
@@ -99,12 +95,16 @@ def _all_rollups(connection: Connection) -> Iterator[Discrepancy]:
 
 
 def _of_rows(level: Level, span: int) -> Select[Any]:
-    number = ledger.c.end_user_dimensions_id if level is END_USERS else ledger.c.dimensions_id
-    if level in (END_USERS, ALL):
-        return _derived(ledger.c.started_at_ns // _NANO, span, number, sums_of_rows()).where(number.is_not(None))
+    seconds, sums = ledger.c.started_at_ns // _NANO, sums_of_rows()
+    end_user = ledger.c.end_user_id if level.is_of_end_users else literal(NOBODY)
+    is_in = end_user.is_not(None)
+    if level.kept_by == ALL.number:
+        return _derived(seconds, span, ledger.c.dimensions_id, end_user, sums).where(is_in)
     fine, coarse = dimensions.alias("fine"), dimensions.alias("coarse")
-    statement = _derived(ledger.c.started_at_ns // _NANO, span, _coarse_id(fine, coarse), sums_of_rows())
-    return statement.join_from(ledger, fine, fine.c.id == number).outerjoin(coarse, _is_coarse(level, fine, coarse))
+    statement = _derived(seconds, span, _coarse_id(fine, coarse), end_user, sums).where(is_in)
+    return statement.join_from(ledger, fine, fine.c.id == ledger.c.dimensions_id).outerjoin(
+        coarse, _is_coarse(level, fine, coarse)
+    )
 
 
 def _of_finer(level: Level, span: int, of_level: Level, of_span: int) -> Select[Any]:
@@ -112,20 +112,25 @@ def _of_finer(level: Level, span: int, of_level: Level, of_span: int) -> Select[
     sums = [finer.c[name] for name in SUMS]
     of_these = (finer.c.level == of_level.number, finer.c.span == of_span)
     if level is of_level:
-        return _derived(finer.c.start, span, finer.c.dimensions_id, sums).where(*of_these)
+        return _derived(finer.c.start, span, finer.c.dimensions_id, finer.c.end_user_id, sums).where(*of_these)
     fine, coarse = dimensions.alias("fine"), dimensions.alias("coarse")
-    statement = _derived(finer.c.start, span, _coarse_id(fine, coarse), sums).where(*of_these)
+    statement = _derived(finer.c.start, span, _coarse_id(fine, coarse), finer.c.end_user_id, sums).where(*of_these)
     return statement.join_from(finer, fine, fine.c.id == finer.c.dimensions_id).outerjoin(
         coarse, _is_coarse(level, fine, coarse)
     )
 
 
 def _derived(
-    seconds: ColumnElement[int], span: int, group: ColumnElement[Any], sums: Sequence[ColumnElement[Any]]
+    seconds: ColumnElement[int],
+    span: int,
+    group: ColumnElement[Any],
+    end_user: ColumnElement[Any],
+    sums: Sequence[ColumnElement[Any]],
 ) -> Select[Any]:
     none: list[ColumnElement[Any]] = [literal(0)] * len(SUMS)
     start = (seconds - seconds % span).label("start")
-    return select(start, group.label("group"), *_named("d", sums), *_named("r", none))
+    named = (*_named("d", sums), *_named("r", none))
+    return select(start, group.label("group"), end_user.label("end_user"), *named)
 
 
 def _coarse_id(fine: FromClause, coarse: FromClause) -> ColumnElement[int]:
@@ -134,21 +139,23 @@ def _coarse_id(fine: FromClause, coarse: FromClause) -> ColumnElement[int]:
 
 def _is_coarse(level: Level, fine: FromClause, coarse: FromClause) -> ColumnElement[bool]:
     same = (coarse.c[name] == (fine.c[name] if name in level.dimensions else "") for name in DIMENSIONS)
-    return and_(coarse.c.level == level.number, *same)
+    return and_(coarse.c.level == level.kept_by, *same)
 
 
 def _rollups(connection: Connection, level: Level, span: int, derived: Select[Any]) -> Iterator[Discrepancy]:
     none: list[ColumnElement[Any]] = [literal(0)] * len(SUMS)
     recorded = select(
-        rollups.c.start, rollups.c.dimensions_id, *_named("d", none), *_named("r", [rollups.c[name] for name in SUMS])
-    ).where(rollups.c.level == level.number, rollups.c.span == span)
+        rollups.c.start, rollups.c.dimensions_id, rollups.c.end_user_id,
+        *_named("d", none), *_named("r", [rollups.c[name] for name in SUMS]),
+    ).where(rollups.c.level == level.number, rollups.c.span == span)  # fmt: skip
     both = union_all(derived, recorded).subquery()
     sums = [func.sum(both.c[f"{side}_{name}"]) for name in SUMS for side in "dr"]
     differs = or_(*(sums[index] != sums[index + 1] for index in range(0, len(sums), 2)))
-    statement = select(both.c.start, both.c.group, *sums).group_by(both.c.start, both.c.group).having(differs)
+    groups = (both.c.start, both.c.group, both.c.end_user)
+    statement = select(*groups, *sums).group_by(*groups).having(differs)
     for row in connection.execute(statement):
         for index, name in enumerate(SUMS):
-            was_derived, was_recorded = row[2 + 2 * index], row[3 + 2 * index]
+            was_derived, was_recorded = row[3 + 2 * index], row[4 + 2 * index]
             if was_derived != was_recorded:
                 what = f"rollup of {span} s, dimensions {row.group}: {name}"
                 yield Discrepancy(what=what, period=row.start, recorded=was_recorded, derived=was_derived)

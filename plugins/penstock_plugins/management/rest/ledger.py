@@ -117,10 +117,20 @@ async def _give_back(desk: Desk, entry: LedgerEntry, correction: LedgerEntry, le
 
 
 async def usage(desk: Desk, ask: Ask) -> Answer:
-    """Return sums over the ledger."""
-    query = await desk.read(ask, lambda call: spend.usage_query(call, ask.query), USAGE)
+    """Return sums over the ledger, in the order of buckets and groups."""
+    filters = {name: value for name, value in ask.query.items() if name not in LIST_QUERY}
+
+    def plan(call: Call) -> tuple[UsageQuery, ListPlace]:
+        place = ListPlace(call.actor.id, ask.path, filters)
+        cursor = ask.query.get("cursor")
+        after = None if cursor is None else read_cursor(desk.vault, place, cursor)
+        return spend.usage_query(call, ask.query, after), place
+
+    query, place = await desk.read(ask, plan, USAGE)
+    limit = spend.sums_on_page(ask.query)
     rows = await desk.ledger.usage(query)
-    return Answer({"data": [spend.show_row(row) for row in rows], "next_cursor": None})
+    cursor = write_cursor(desk.vault, place, spend.place_of(rows[limit - 1])) if len(rows) > limit else None
+    return Answer({"data": [spend.show_row(row) for row in rows[:limit]], "next_cursor": cursor})
 
 
 async def spend_of_key(desk: Desk, ask: Ask) -> Answer:
@@ -250,7 +260,11 @@ REFUND = Route(
 USAGE = Route(
     method="GET", path="/usage", permission="gatewayUsage:view", name="get_usage", tag="usage",
     summary="Sum up the ledger by bucket and up to three groups.", outside=usage, answer=_PAGE,
-    query={"group_by": _TEXT, "bucket": {"type": "string", "enum": list(spend.BUCKETS)}, "timezone": _TEXT, **_NARROW},
+    query={
+        "group_by": _TEXT, "bucket": {"type": "string", "enum": list(spend.BUCKETS)}, "timezone": _TEXT, **_NARROW,
+        "limit": {"type": "integer", "minimum": 1, "maximum": spend.MAX_SUMS, "default": spend.MAX_SUMS},
+        "cursor": {"type": "string"},
+    },
 )  # fmt: skip
 KEY_SPEND = Route(
     method="GET", path="/virtual-keys/{id}/spend", permission="virtualKeys:view", name="get_virtual_key_spend",

@@ -43,7 +43,7 @@ def _make_ledger() -> None:
         _number("started_at_ns"),
         _number("duration_ns"),
         sa.Column("dimensions_id", sa.Integer, nullable=False),
-        sa.Column("end_user_dimensions_id", sa.Integer),
+        sa.Column("end_user_id", sa.Integer),
         *(_text(name) for name in ("model_asked", "model_served")),
         *(_number(name) for name in _TOKENS),
         _text("usage_source"),
@@ -60,9 +60,9 @@ def _make_ledger() -> None:
         _text("adjusts"),
         _number("counts_from_ns", is_nullable=True),
     )
-    op.create_index("ledger_by_time", "ledger", ["started_at_ns", "dimensions_id"])
+    op.create_index("ledger_by_time", "ledger", ["started_at_ns", "dimensions_id", "end_user_id"])
     op.create_index("ledger_by_dimensions", "ledger", ["dimensions_id", "started_at_ns"])
-    _index_rare("ledger_by_end_user", "end_user_dimensions_id", "started_at_ns")
+    _index_rare("ledger_by_end_user", "end_user_id", "started_at_ns")
     _index_rare("ledger_by_adjusts", "adjusts")
     _index_rare("ledger_by_counts_from_ns", "counts_from_ns")
 
@@ -88,7 +88,7 @@ def _make_counters() -> None:
 
 
 def _make_rollups() -> None:
-    names = (*_SCOPES, "binding_id", "provider", "model", "tags", "end_user")
+    names = (*_SCOPES, "binding_id", "provider", "model", "tags")
     op.create_table(
         "dimensions",
         sa.Column("id", sa.Integer, primary_key=True),
@@ -96,8 +96,10 @@ def _make_rollups() -> None:
         *(_text(name, is_nullable=False) for name in names),
     )
     op.create_index("dimensions_unique", "dimensions", ["level", *names], unique=True)
-    op.create_index(
-        "dimensions_by_end_user", "dimensions", ["end_user", "level", "project_id", "virtual_key_id", "binding_id"]
+    op.create_table(
+        "end_users",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("end_user", sa.String, nullable=False, unique=True),
     )
     op.create_table(
         "rollups",
@@ -105,6 +107,7 @@ def _make_rollups() -> None:
         _key("span"),
         _key("start", sa.BigInteger),
         _key("dimensions_id"),
+        _key("end_user_id"),
         *(_number(name) for name in ("requests", "errors", *_TOKENS, "cost_nano_usd", "unpriced", "estimated")),
         sqlite_with_rowid=False,
     )
