@@ -123,7 +123,7 @@ class RateLimiting:
         """Take the day's requests from the ledger, less those the counters have counted themselves."""
         now = self.services.clock()
         day = int(now) // DAY * DAY
-        since, until = day * 1_000_000_000, int(now * 1_000_000_000) + 1
+        since, until = day * 1_000_000_000, (day + DAY) * 1_000_000_000  # whole days are read from sums
         query = UsageQuery(since_ns=since, until_ns=until, group_by=("key",))
         for row in await reader.usage(query):
             self._note(row.group.get("key"), day, row.requests - row.errors)
