@@ -97,11 +97,11 @@ ledger = Table(
 _has_end_user = ledger.c.end_user_id.is_not(None)
 Index(
     "ledger_by_end_user", ledger.c.end_user_id, ledger.c.started_at_ns,
-    sqlite_where=_has_end_user, postgresql_where=_has_end_user,
+    sqlite_where=_has_end_user,
 )  # fmt: skip
 for _column in (ledger.c.adjusts, ledger.c.counts_from_ns):
     _is_rare = _column.is_not(None)
-    Index(f"ledger_by_{_column.name}", _column, sqlite_where=_is_rare, postgresql_where=_is_rare)
+    Index(f"ledger_by_{_column.name}", _column, sqlite_where=_is_rare)
 UNCOUNTED = -1
 """Before all time: what budgets never count."""
 
