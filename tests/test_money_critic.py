@@ -199,3 +199,41 @@ def test_answers_for_keys_long_gone_are_not_kept(monkeypatch: pytest.MonkeyPatch
         principal = Principal(f"vk_{number}", "name", "prefix")
         assert budgets.budgets_of(principal) is budgets.budgets_of(principal)
     assert len(budgets._answers) <= 10
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"limit_nano_usd": "1"}, {"limit_nano_usd": None}, {"scope": "galaxy"}, {"scope_id": 7}, {"on_breach": "stop"},
+        {"window": "fortnight"}, {"window": "day", "timezone": "Mars/Olympus"}, {"period_reset_at": "soon"},
+        {"provider": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+async def test_budget_that_cannot_be_read_lets_nothing_through(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, members: dict[str, Any]
+) -> None:
+    upstream = FakeUpstream([answer], repeat=True)
+    async with governed(tmp_path, upstream) as gateway:
+        budget_id = await gateway.budget(1_000 * ANSWERED)
+        assert (await gateway.ask()).status == 200
+        await gateway.change("budget", budget_id, **members)
+        reply = await gateway.ask()
+        assert (reply.status, reply.header("X-Penstock-Error")) == (503, "policy_rules_invalid")
+        assert budget_id in json.loads(reply.body)["error"]["message"]
+        assert reply.header("x-should-retry") == "false"
+        assert len(upstream.requests) == 1
+        assert [record.getMessage() for record in caplog.records if budget_id in record.getMessage()] == [
+            found.what + "; whoever it is for is refused" for found in await gateway.discrepancies()
+        ]
+        refused, _ = sorted(await gateway.rows(), key=lambda row: row.status != 503)
+        assert (refused.outcome, refused.error, refused.cost_nano_usd) == ("refused", "policy_rules_invalid", 0)
+        await gateway.archive("budget", budget_id)
+        assert (await gateway.ask()).status == 200
+
+
+async def test_budget_that_cannot_be_read_is_nobody_elses_concern(tmp_path: Path) -> None:
+    async with governed(tmp_path, FakeUpstream([answer], repeat=True)) as gateway:
+        budget_id = await gateway.budget(ANSWERED, "principal", scope_id="user_of_somebody_else")
+        await gateway.change("budget", budget_id, window="fortnight")
+        assert (await gateway.ask()).status == 200

@@ -178,6 +178,8 @@ class Store:
             ) as store:
                 if store.settings != settings:
                     raise ConfigurationError("encryption_key, pepper and journal_sync need a restart to change")
+                if self.services.is_rehearsal and store.budgets.unreadable:
+                    raise ConfigurationError(*map(str, store.budgets.unreadable))
                 async with self._opened(store):
                     yield
 

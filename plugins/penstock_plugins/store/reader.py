@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, Select, bindparam, false, func, or_, sel
 
 from penstock import Usage
 from penstock.governance import Debit, Discrepancy, LedgerEntry, UsageQuery, UsageRow
+from penstock_plugins.store.budgets import unreadable_in
 from penstock_plugins.store.commits import Books, Receipt, debits_in
 from penstock_plugins.store.counters import MemoryCounters
 from penstock_plugins.store.database import Database
@@ -97,8 +98,9 @@ class SQLLedgerReader:
 
     async def verify(self) -> AsyncIterator[Discrepancy]:
         """Derive every total anew from the rows and yield what differs."""
-        for found in await self._database.read(lambda connection: list(discrepancies(connection))):
-            yield found
+        found = await self._database.read(lambda connection: [*discrepancies(connection), *unreadable_in(connection)])
+        for each in found:
+            yield each
 
 
 def find_entry(connection: Connection, request_id: str) -> LedgerEntry | None:
