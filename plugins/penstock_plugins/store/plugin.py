@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
@@ -162,19 +161,21 @@ class Store:
         """Open the store with the first generation of plugins that uses it, and close it after the last."""
         from penstock_plugins.store.bootstrap import Beginnings  # noqa: PLC0415 - who lists plugins needs no database
         from penstock_plugins.store.opening import StoreSettings, open_store  # noqa: PLC0415
+        from penstock_plugins.store.rehearsing import rehearsed  # noqa: PLC0415
 
         beginnings = Beginnings(
             environment=os.environ, types=self.services.providers.types, namespace=self.services.namespace
         )
-        with self._place_to_open() as place:
-            settings = StoreSettings(
-                place=place,
-                encryption_key=self.config.encryption_key,
-                pepper=self.config.pepper,
-                journal_sync=self.config.journal_sync,
-            )
+        given = StoreSettings(
+            place=self._place,
+            encryption_key=self.config.encryption_key,
+            pepper=self.config.pepper,
+            journal_sync=self.config.journal_sync,
+        )
+        with rehearsed(given) if self.services.is_rehearsal else nullcontext(given) as settings:
             async with self.services.shared.use(
-                ("penstock.store", place.database), lambda: open_store(settings, beginnings, self.services.clock)
+                ("penstock.store", settings.place.database),
+                lambda: open_store(settings, beginnings, self.services.clock),
             ) as store:
                 if store.settings != settings:
                     raise ConfigurationError("encryption_key, pepper and journal_sync need a restart to change")
@@ -182,17 +183,6 @@ class Store:
                     raise ConfigurationError(*map(str, store.budgets.unreadable))
                 async with self._opened(store):
                     yield
-
-    @contextmanager
-    def _place_to_open(self) -> Iterator[Place]:
-        """Yield where the database is; a rehearsal makes none where there is none. Raises ConfigurationError."""
-        place = self._place
-        if not self.services.is_rehearsal or place.database.exists():
-            yield place
-            return
-        place.check_folder()
-        with TemporaryDirectory(prefix="penstock-check-") as folder:
-            yield Place(Path(folder) / place.database.name)
 
     @asynccontextmanager
     async def _opened(self, store: OpenStore) -> AsyncIterator[None]:
