@@ -27,7 +27,7 @@ from penstock_plugins.management.resources import (
 from penstock_plugins.management.rules import check_zone
 from penstock_plugins.management.times import read_time, write_time
 
-_SUBJECTS: dict[str, tuple[str, ...]] = {
+SUBJECTS: dict[str, tuple[str, ...]] = {
     "organization": ("organization",),
     "team": ("team",),
     "project": ("project",),
@@ -54,7 +54,7 @@ def _intake(call: Call, members: dict[str, Any]) -> None:
         break
     scope, subject = members.get("scope"), members.get("scope_id")
     if isinstance(subject, str):
-        kinds = _SUBJECTS.get(scope) if isinstance(scope, str) else None
+        kinds = SUBJECTS.get(scope) if isinstance(scope, str) else None
         kinds = kinds or ((kind_of_id(subject) or "project"),)
         try:
             members["scope_id"] = find(call, kinds, subject).id
@@ -78,8 +78,8 @@ def _check(call: Call, draft: Draft) -> None:
     if budget.cycle_anchor_at is not None and budget.window in ("total", "manual"):
         raise bad_field("cycle_anchor_at", f"goes with no window {budget.window!r}: it has no cycle")
     subject = call.tx.get(kind_of_id(budget.scope_id) or "project", budget.scope_id)
-    if subject is None or subject.kind not in _SUBJECTS[budget.scope]:
-        raise bad_field("scope_id", f"must be the id of a {' or '.join(_SUBJECTS[budget.scope])}")
+    if subject is None or subject.kind not in SUBJECTS[budget.scope]:
+        raise bad_field("scope_id", f"must be the id of a {' or '.join(SUBJECTS[budget.scope])}")
     if subject.archived_at_ms is not None and draft.before is None:
         raise bad_field("scope_id", f"{subject.id} is archived")
     if budget.provider is not None:

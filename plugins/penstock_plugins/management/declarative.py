@@ -1,24 +1,22 @@
-"""The store's objects as one document: exported without secrets, applied in one transaction, twice the same as once.
+"""The store's objects as one document, applied in one transaction, twice the same as once.
 
 What is there is found by ``external_id``, else by its name where it lives; what the document leaves out stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
-from penstock.governance import Scope, StoredObject
-from penstock_plugins.management import bodies, objects
+from penstock.governance import StoredObject
+from penstock_plugins.management import bodies, keys, objects
 from penstock_plugins.management.calls import Call
-from penstock_plugins.management.catalogue import PRICE_OVERRIDES, RESOURCES
+from penstock_plugins.management.catalogue import RESOURCES
 from penstock_plugins.management.documents import refuse_unknown, shown
 from penstock_plugins.management.faults import RefusedError, bad_field
-from penstock_plugins.management.permissions import EVERYWHERE
-from penstock_plugins.management.places import find, path_of
-from penstock_plugins.management.resources import CONTAINERS, Resource, kind_of_id, owner_of, reach_of
+from penstock_plugins.management.resources import Resource, owner_of, reach_of
 
 VERSION = 1
 MAX_OBJECTS = 10_000
@@ -26,10 +24,6 @@ _LISTED = tuple(resource for resource in RESOURCES if resource.kind.name != "api
 SECTIONS = {resource.path.replace("-", "_").replace("prices/overrides", "price_overrides"): resource
             for resource in _LISTED}  # fmt: skip
 """Name of each list in a document → its resource, in the order they are applied."""
-
-
-_INSTALLATION = (PRICE_OVERRIDES,)
-"""What counts for every organization, in whichever it is kept."""
 
 
 class RehearsedError(Exception):
@@ -55,6 +49,7 @@ def apply(call: Call, document: Any, *, is_rehearsal: bool) -> Applied:
     if document.get("version", VERSION) != VERSION:
         raise bad_field("version", f"must be {VERSION}")
     changes = []
+    seen: set[str] = set()
     for section, resource in SECTIONS.items():
         given = document.get(section, [])
         if not isinstance(given, list):
@@ -62,7 +57,7 @@ def apply(call: Call, document: Any, *, is_rehearsal: bool) -> Applied:
         if len(given) > MAX_OBJECTS:
             raise bad_field(section, f"holds at most {MAX_OBJECTS}")
         for number, body in enumerate(given):
-            changes.append(_applied(call, resource, body, f"{section}[{number}]"))
+            changes.append(_applied(call, resource, body, f"{section}[{number}]", seen))
     if is_rehearsal:
         for change in changes:
             change.pop("secret", None)
@@ -70,58 +65,86 @@ def apply(call: Call, document: Any, *, is_rehearsal: bool) -> Applied:
     return Applied(changes)
 
 
-def _applied(call: Call, resource: Resource, body: Any, where: str) -> dict[str, Any]:
+def _applied(call: Call, resource: Resource, body: Any, where: str, seen: set[str]) -> dict[str, Any]:
     if not isinstance(body, Mapping):
         raise bad_field(where, f"must be an object, not {shown(body)}")
     try:
-        before = _existing(call, resource, body)
-        if before is None:
-            stored, once = objects.create(call, resource, body)
-        else:
-            stored, once = objects.update(call, resource, before.id, body)
+        before = _existing(call, resource, body, seen)
+        old = None if before is None else objects.view(call, resource, before)
+        stored, once = _put(call, resource, body, before)
     except RefusedError as error:
         field = error.meta.get("field")
         place = where if field is None else f"{where}.{field}"
         raise RefusedError(error.code, f"{where}: {error.message}", meta={**error.meta, "field": place}) from None
-    action = "create" if before is None else "unchanged" if before.version == stored.version else "update"
-    after_view = objects.view(call, resource, stored)
+    seen.add(stored.id)
+    changes = {} if old is None else _difference(old, objects.view(call, resource, stored))
+    is_same = before is not None and before.version == stored.version and not changes
     return {
-        "action": action,
+        "action": "create" if before is None else "unchanged" if is_same else "update",
         "kind": resource.kind.name,
         "id": stored.id,
-        "name": _name_of(stored),
-        "changes": {} if before is None else _difference(call, resource, before, after_view),
+        "name": name_of(stored),
+        "changes": changes,
         **once,
     }
 
 
-def _difference(call: Call, resource: Resource, before: StoredObject, after: Mapping[str, Any]) -> dict[str, Any]:
-    old = objects.view(call, resource, before)
-    skipped = ("version", "updated_at")
+def _put(
+    call: Call, resource: Resource, body: Mapping[str, Any], before: StoredObject | None
+) -> tuple[StoredObject, dict[str, Any]]:
+    """Make or change an object; keys have a status here too, so that one that is disabled is so elsewhere."""
+    has_status = resource is keys.VIRTUAL_KEYS and "status" in body
+    status = body["status"] if has_status else None
+    if has_status and status not in ("active", "disabled"):
+        raise bad_field("status", 'must be "active" or "disabled"')
+    body = {name: value for name, value in body.items() if name != "status" or not has_status}
+    if before is None:
+        stored, once = objects.create(call, resource, body)
+    else:
+        stored, once = objects.update(call, resource, before.id, body)
+    if status is not None and status != stored.document.get("status"):
+        stored, _ = keys.set_status(call, stored.id, str(status), {})
+    return stored, once
+
+
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: {"before": old.get(name), "after": value}
+        name: {"before": before.get(name), "after": value}
         for name, value in after.items()
-        if name not in skipped and old.get(name) != value
+        if name not in ("version", "updated_at") and _without_versions(before.get(name)) != _without_versions(value)
     }
 
 
-def _name_of(stored: StoredObject) -> str | None:
+def _without_versions(value: Any) -> Any:
+    """Return a view that may be inside another, such as a key's budget, without what every change changes."""
+    if not isinstance(value, Mapping) or "updated_at" not in value:
+        return value
+    return {name: each for name, each in value.items() if name not in ("version", "updated_at")}
+
+
+def name_of(stored: StoredObject) -> str | None:
+    """Return what an object is called, if anything."""
     for member in ("slug", "name", "external_id"):
         if stored.document.get(member):
             return str(stored.document[member])
     return None
 
 
-def _existing(call: Call, resource: Resource, body: Mapping[str, Any]) -> StoredObject | None:
-    """Return the active object that an entry of a document is about, if it is in sight."""
-    members = bodies.read_members(call, resource, body)
+def _existing(call: Call, resource: Resource, body: Mapping[str, Any], seen: set[str]) -> StoredObject | None:
+    """Return the active object that an entry of a document is about, if it is in sight.
+
+    ``seen`` are those that entries before it were about: what has no name is found once.
+    """
+    has_status = resource is keys.VIRTUAL_KEYS
+    given = {name: value for name, value in body.items() if name != "status" or not has_status}
+    members = bodies.read_members(call, resource, given)
     found = _by_unique(call, resource, members, "external_id")
     if found is None:
         bodies.fill_placement(call, resource, members)
         for name, fill in resource.fills.items():
             if members.get(name) is None:
                 members[name] = fill(call, members)
-        found = _by_name(call, resource, members)
+        found = _by_name(call, resource, members, seen)
     if found is not None and not call.actor.sees(
         resource.grants, reach_of(found), owner_of(found.kind, found.document)
     ):
@@ -149,87 +172,52 @@ def _organization_of(call: Call, resource: Resource, members: Mapping[str, Any])
     return call.actor.organization_id if scope is None else scope.organization_id
 
 
-def _by_name(call: Call, resource: Resource, members: Mapping[str, Any]) -> StoredObject | None:
+def _by_name(call: Call, resource: Resource, members: Mapping[str, Any], seen: set[str]) -> StoredObject | None:
     for constraint in ("slug", "name"):
         if constraint in resource.kind.unique and members.get(constraint):
             return _by_unique(call, resource, members, constraint)
     if resource.kind.name == "budget":
-        where = {name: members.get(name) for name in ("scope", "scope_id", "window")}
-        if all(isinstance(value, str) for value in where.values()):
-            same = [
-                stored
-                for stored in call.tx.list("budget", where={name: str(value) for name, value in where.items()})
-                if stored.document.get("name") is None and stored.document.get("provider") == members.get("provider")
-            ]
-            return same[0] if len(same) == 1 else None
+        bodies.read_references(call, resource, members := dict(members), None)
+        return _alike(call, resource, members, ("scope", "scope_id", "window"), ("provider",), seen)
+    if resource.kind.name == "price_override":
+        return _alike(call, resource, members, ("provider", "model", "effective_at"), (), seen)
     return None
 
 
-def export(call: Call) -> dict[str, Any]:
-    """Return everything the actor may view as a document ``apply`` takes; no secrets are in it."""
-    document: dict[str, Any] = {"version": VERSION}
-    home = call.actor.home
-    scope = None if home is None else Scope(home.organization_id)
-    keys = call.tx.list("virtual_key", scope=scope)
-    with_keys = {stored.document["budget_id"] for stored in keys if stored.document.get("budget_id")}
-    for section, resource in SECTIONS.items():
-        found = [
+def _alike(  # noqa: PLR0917 - each is another question
+    call: Call,
+    resource: Resource,
+    members: Mapping[str, Any],
+    needed: Sequence[str],
+    optional: Sequence[str],
+    seen: set[str],
+) -> StoredObject | None:
+    """Return the object without name that says the same of these members; of several the one that says all the same."""
+    where = {name: members.get(name) for name in needed}
+    if not all(isinstance(value, str) and value for value in where.values()):
+        return None
+    same = [
+        stored
+        for stored in call.tx.list(resource.kind.name, where={name: str(value) for name, value in where.items()})
+        if stored.id not in seen
+        and not stored.document.get("name")
+        and not (stored.document.get("external_id") and members.get("external_id"))
+        and all(stored.document.get(name) == members.get(name) for name in optional)
+        and not _is_inline(call, stored)
+    ]
+    same = [stored for stored in same if not stored.document.get("external_id")] or same
+    if len(same) > 1:
+        same = [
             stored
-            for stored in call.tx.list(resource.kind.name, scope=None if resource in _INSTALLATION else scope)
-            if call.actor.views(resource.grants, reach_of(stored), owner_of(stored.kind, stored.document))
-            and stored.id not in with_keys
+            for stored in same
+            if all(stored.document.get(name) == value for name, value in members.items() if value is not None)
         ]
-        document[section] = [_exported(call, resource, stored) for stored in found]
-    return document
+    return same[0] if same else None
 
 
-def _exported(call: Call, resource: Resource, stored: StoredObject) -> dict[str, Any]:
-    view = objects.view(call, resource, stored)
-    entry = {name: value for name, value in view.items() if name in resource.members and value not in (None, {}, [])}
-    for name in tuple(entry):
-        if name.endswith("_nano_usd"):
-            entry[name.replace("_nano_usd", "_usd")] = view[name.replace("_nano_usd", "_usd")]
-            del entry[name]
-    budget = view.get("budget")
-    if budget is not None and resource.kind.name == "virtual_key":
-        entry["budget"] = {name: budget[name] for name in ("window", "limit_usd", "on_breach", "timezone", "reserve")}
-    entry = {name: value for name, value in entry.items() if not _is_hollow(value)}
-    for path in (*resource.references, *(("scope_id",) if resource.kind.name == "budget" else ())):
-        _put_names(call, path.split("."), entry)
-    return entry
-
-
-def _is_hollow(value: Any) -> bool:
-    return isinstance(value, dict) and all(each is None or _is_hollow(each) for each in value.values())
-
-
-def _put_names(call: Call, path: list[str], value: Any) -> None:
-    """Put names in place of ids, where a name says the same."""
-    name, rest = path[0].removesuffix("[]"), path[1:]
-    if not isinstance(value, dict) or value.get(name) is None:
-        return
-    if isinstance(value[name], list):
-        items = value[name] = list(value[name])
-        for number, item in enumerate(items):
-            if rest:
-                items[number] = dict(item)
-                _put_names(call, rest, items[number])
-            else:
-                items[number] = _reference(call, item)
-    elif rest:
-        value[name] = dict(value[name])
-        _put_names(call, rest, value[name])
-    else:
-        value[name] = _reference(call, value[name])
-
-
-def _reference(call: Call, object_id: str) -> str:
-    kind = kind_of_id(object_id)
-    stored = None if kind is None or object_id == EVERYWHERE else call.tx.get(kind, object_id)
-    if stored is None:
-        return object_id
-    name = path_of(call, stored) if stored.kind in CONTAINERS else _name_of(stored)
-    try:
-        return name if name is not None and find(call, (stored.kind,), name).id == object_id else object_id
-    except RefusedError:
-        return object_id
+def _is_inline(call: Call, stored: StoredObject) -> bool:
+    """Say whether a budget was given with a key, and is changed with it."""
+    if stored.kind != "budget" or stored.document.get("scope") != "virtual_key":
+        return False
+    key = call.tx.get("virtual_key", stored.document["scope_id"])
+    return key is not None and key.document.get("budget_id") == stored.id

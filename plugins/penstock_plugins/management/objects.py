@@ -39,7 +39,7 @@ def view(call: Call, resource: Resource, stored: StoredObject) -> dict[str, Any]
 
 def _members(resource: Resource, document: Mapping[str, Any]) -> dict[str, Any]:
     """Return every member that may be seen, those an older version did not write as their defaults."""
-    found = {**_defaults(resource), **document}
+    found = {**defaults_of(resource), **document}
     return {
         field.name: found[field.name]
         for field in attrs.fields(resource.kind.type)
@@ -48,7 +48,8 @@ def _members(resource: Resource, document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _defaults(resource: Resource) -> dict[str, Any]:
+def defaults_of(resource: Resource) -> dict[str, Any]:
+    """Return what each member is where nothing is said."""
     found: dict[str, Any] = {}
     for field in attrs.fields(resource.kind.type):
         default: Any = field.default
@@ -133,7 +134,7 @@ def is_expired(call: Call, stored: StoredObject) -> bool:
 def create(call: Call, resource: Resource, body: Mapping[str, Any]) -> tuple[StoredObject, dict[str, Any]]:
     """Make an object and return it, and what only this answer shows. Raises RefusedError."""
     members = bodies.read_members(call, resource, body)
-    members = {name: value for name, value in members.items() if value is not None}
+    members = merged({}, members)  # null clears, here as in a change
     bodies.fill_placement(call, resource, members)
     object_id = new_id(resource.kind.prefix)
     for name, fill in resource.fills.items():
@@ -203,7 +204,7 @@ def save(call: Call, draft: Draft, action: str) -> StoredObject:
     resource = draft.resource
     document = unstructure(draft.document)
     stored = before
-    if document != {**_defaults(resource), **before.document}:
+    if document != {**defaults_of(resource), **before.document}:
         unique = unique_values(resource.kind, document, before.scope)
         stored = _stored(call, lambda: call.change.replace(before, document, unique))
         call.audit(

@@ -9,7 +9,7 @@ from typing import Any
 
 from anyio import to_thread
 
-from penstock_plugins.management import budgets, declarative, keys, tokens
+from penstock_plugins.management import budgets, declarative, exporting, keys, tokens
 from penstock_plugins.management.calls import Call
 from penstock_plugins.management.catalogue import RESOURCES
 from penstock_plugins.management.documents import refuse_unknown, shown
@@ -65,7 +65,7 @@ def _whoami(call: Call, _ask: Ask) -> Answer:
 
 
 def _export(call: Call, _ask: Ask) -> Answer:
-    return Answer(declarative.export(call))
+    return Answer(exporting.export(call))
 
 
 async def _apply(desk: Desk, ask: Ask) -> Answer | Any:
