@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -16,9 +17,12 @@ from sqlalchemy import select
 from accounting_process import COUNTER, START, make_entry, money, reserved
 from fault_upstream import until
 from penstock.governance import Claim, Exceeded, StoreUnavailableError
+from penstock_plugins.store import accounting as accounting_module
 from penstock_plugins.store import leases
 from penstock_plugins.store.accounting import Accounting, open_accounting
+from penstock_plugins.store.counters import WAIT_SECONDS
 from penstock_plugins.store.database import Database
+from penstock_plugins.store.journal import Journal
 from penstock_plugins.store.ledger_tables import counters as counter_rows
 from penstock_plugins.store.schema import migrate
 
@@ -126,3 +130,26 @@ async def test_look_at_other_processes_that_fails_is_one_line(tmp_path: Path, ca
             await until(lambda: "can be read again" in caplog.text, "another line")
     said = [record.getMessage() for record in caplog.records if record.name == "penstock.store"]
     assert len(said) == 2
+
+
+async def test_newcomer_beside_one_that_hangs_refuses_and_says_whom_to_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounting_module, "_JOIN_SECONDS", 0.1)
+    claim = money(1, 10)
+    async with Database(f"sqlite:///{tmp_path}/penstock.db") as database:
+        await anyio.to_thread.run_sync(migrate, database)
+        hanging = Journal(tmp_path / "journal", "hanging")
+        await database.write(lambda connection: leases.join(connection, "hanging"))
+        async with open_accounting(database, tmp_path / "journal") as accounts:
+            began = anyio.current_time()
+            with pytest.raises(StoreUnavailableError, match="counts alone and does not answer"):
+                await reserved(accounts.counters, claim)
+            assert WAIT_SECONDS <= anyio.current_time() - began < 2 * WAIT_SECONDS
+            (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+            assert f"(process {os.getpid()}) does not answer" in said
+            assert "are refused with 503" in said
+            assert said.endswith("end it if so")
+            hanging.close()
+            await accounts.sweeper.sweep()
+            assert not isinstance(await reserved(accounts.counters, claim), Exceeded)

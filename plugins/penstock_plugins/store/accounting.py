@@ -18,7 +18,7 @@ from penstock_plugins.store import leases
 from penstock_plugins.store.commits import Books
 from penstock_plugins.store.counters import MemoryCounters
 from penstock_plugins.store.database import Database
-from penstock_plugins.store.journal import Journal
+from penstock_plugins.store.journal import Journal, pid_of
 from penstock_plugins.store.ledger import JournaledLedger
 from penstock_plugins.store.outages import Outage
 from penstock_plugins.store.reader import SQLLedgerReader
@@ -65,7 +65,13 @@ class Accounting:
                 await anyio.sleep(TICK_SECONDS)
                 await self.sweeper.sweep()
         if waiting.cancelled_caught:
-            _log.warning("another process that counts does not answer; limits refuse until it does or ends")
+            others = await self.database.read(leases.all_holders)
+            pids = [found for other in others if other != self.holder and (found := pid_of(self.sweeper.folder, other))]
+            _log.warning(
+                "another gateway on this database (process %s) does not answer: until it does, or ends, requests under "
+                "a budget or a rate limit are refused with 503; see whether it hangs or is stopped, and end it if so",
+                ", ".join(map(str, pids)) or "unknown",
+            )
 
     async def tick(self) -> None:
         """Keep in step with other processes, for ever."""

@@ -19,6 +19,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -234,6 +235,8 @@ def _create_lock(path: Path) -> int:
     while True:
         descriptor = _lock(path, os.O_CREAT)
         if descriptor is not None:
+            with suppress(OSError):  # it is for people only
+                os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
             return descriptor
 
 
@@ -294,3 +297,11 @@ def take_dead(folder: Path) -> Iterator[DeadJournal]:
 def is_held(folder: Path, holder: str) -> bool:
     """Tell whether a holder may still be alive, or has left something to replay."""
     return (folder / f"{holder}.lock").exists()
+
+
+def pid_of(folder: Path, holder: str) -> int | None:
+    """Return the number of the process that is or was a holder, where that is known."""
+    try:
+        return int((folder / f"{holder}.lock").read_text())
+    except (OSError, ValueError):
+        return None
