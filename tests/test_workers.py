@@ -109,6 +109,32 @@ async def test_port_is_announced_once_every_worker_listens(tmp_path: Path, anyio
         assert [line["event"] for line in process.lines].count("announced") == 1
 
 
+SLOW = """
+class Own:
+    @hookimpl
+    @asynccontextmanager
+    async def lifespan(self):
+        if is_first("first"):
+            while not (HERE / "free").exists():
+                await anyio.sleep(0.01)
+            await anyio.sleep(0.1)
+            print("freed", file=sys.stderr, flush=True)
+        else:
+            print("ready", file=sys.stderr, flush=True)
+        yield
+"""
+
+
+async def test_workers_that_are_ready_first_wait_to_listen_for_the_last(tmp_path: Path, anyio_backend: Any) -> None:
+    async with supervising(plugged(tmp_path, anyio_backend, SLOW), workers=3) as process:
+        for _ in range(2):
+            await process.log("ready")
+        (tmp_path / "free").touch()
+        await process.log("announced")
+        events = [line["event"] for line in process.lines]
+        assert events.index("listening") > events.index("freed")
+
+
 REFUSES = """
 class Own:
     @hookimpl

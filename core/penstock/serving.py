@@ -21,11 +21,13 @@ from penstock.log import Log, message_of, taking_library_records, traceback_of
 from penstock.logs import LogSink
 from penstock.runtime_file import RuntimeFile, local_url
 from penstock.telemetry import Sink, Telemetry
-from penstock.workers import Supervisor
+from penstock.workers import Place, Supervisor
 
 Read = Callable[[], Configuration]
 Announce = Callable[[int], None]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_MOST_PATIENCE = 5.0
+"""Seconds for which a worker that could listen waits for those that cannot yet."""
 _REFUSED = "reload refused, the last good configuration stays"
 
 
@@ -38,27 +40,29 @@ def serve_forever(read: Read, announce: Announce | None = None) -> int:
 
 
 def _serve_one(
-    configuration: Configuration, read: Read, announce: Announce | None, *, lifeline: int | None = None
+    configuration: Configuration, read: Read, announce: Announce | None, *, place: Place | None = None
 ) -> int:
-    """Serve in this process; one of several workers has a ``lifeline``, whose end is its own."""
+    """Serve in this process; one of several workers has a ``place``."""
     gateway_config = configuration.gateway
     log = Log(gateway_config.log)
     gateway = Gateway(configuration, Telemetry(_sinks(configuration, log), log))
     options = {"use_uvloop": _wants_uvloop(gateway_config.loop)}
     with taking_library_records(log):
-        anyio.run(_run, gateway, read, announce, lifeline, backend_options=options)
+        anyio.run(_run, gateway, read, announce, place, backend_options=options)
     return 0
 
 
-async def _run(gateway: Gateway, read: Read, announce: Announce | None, lifeline: int | None) -> None:
+async def _run(gateway: Gateway, read: Read, announce: Announce | None, place: Place | None) -> None:
     log = gateway.telemetry.log
     with anyio.open_signal_receiver(*SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a worker is forked with them blocked
-        if lifeline is not None:
-            _end_with(lifeline)
+        if place is not None:
+            _end_with(place.lifeline)
         async with gateway.running():
+            if place is not None:
+                await _wait_for_the_others(place)
             try:
-                port = await gateway.listen(reuse_port=lifeline is not None)
+                port = await gateway.listen(reuse_port=place is not None)
             except OSError as error:
                 raise ConfigurationError(
                     f"{gateway.configuration.source}: [gateway] listen: cannot listen on "
@@ -102,6 +106,12 @@ def _end_with(lifeline: int) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     loop.add_reader(lifeline, end)
+
+
+async def _wait_for_the_others(place: Place) -> None:
+    place.say_prepared()
+    with anyio.move_on_after(_MOST_PATIENCE):
+        await anyio.wait_readable(place.doors)
 
 
 async def _reload(gateway: Gateway, read: Read, log: Log, follow: Callable[[], None]) -> None:
@@ -167,8 +177,8 @@ def _serve_with_workers(configuration: Configuration, read: Read, announce: Anno
         fresh = read()
         return attrs.evolve(fresh, gateway=attrs.evolve(fresh.gateway, listen=address))
 
-    def serve(listening: Callable[[], None], lifeline: int) -> int:
-        return _serve_one(read_on_port(), read_on_port, lambda _: listening(), lifeline=lifeline)
+    def serve(place: Place) -> int:
+        return _serve_one(read_on_port(), read_on_port, lambda _: place.say_listening(), place=place)
 
     def all_listen() -> None:
         if announce is not None:

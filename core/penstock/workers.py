@@ -2,7 +2,9 @@
 
 Signals only wake the supervisor; what they ask for is done between forks, never within one, so no worker is missed.
 Between the fork and the worker's own event loop they are blocked, and kept for it. A pipe from each worker says that it
-listens; another, which only the supervisor could write to, ends all workers with it, whatever killed it.
+could listen, and then that it does; another, which only the supervisor could write to, ends all workers with it,
+whatever killed it. The first workers begin to listen together: else clients that all come back at once would crowd
+the first.
 """
 
 from __future__ import annotations
@@ -22,14 +24,40 @@ import attrs
 from penstock.errors import ConfigurationError
 from penstock.log import Log, message_of, traceback_of
 
-Serve = Callable[[Callable[[], None], int], int]
-"""Serve until a signal or the end of the lifeline (a file descriptor); calls the first argument once it listens."""
+
+@attrs.define(eq=False)
+class Place:
+    """What a worker has of its supervisor."""
+
+    lifeline: int
+    """A file descriptor that ends with the supervisor."""
+    doors: int
+    """A file descriptor that ends once workers may listen."""
+    _said: int
+
+    def say_prepared(self) -> None:
+        """Say that the worker could listen."""
+        self._say(_PREPARED)
+
+    def say_listening(self) -> None:
+        """Say that it does; nothing is said after that."""
+        self._say(_LISTENING)
+        os.close(self._said)
+
+    def _say(self, word: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the supervisor was killed: the lifeline says so
+            os.write(self._said, word)
+
+
+Serve = Callable[[Place], int]
+"""Serve in a worker's place until a signal or the end of its lifeline."""
 
 MIN_PAUSE = 0.1
 MAX_PAUSE = 10.0
 STEADY_SECONDS = 30.0
 """A worker that lived so long is replaced after the shortest pause again."""
 CONFIGURATION_STATUS = 2
+_PREPARED, _LISTENING = b"p", b"l"
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -57,8 +85,11 @@ class Supervisor:
         """The exit status, once the workers are ending."""
         self._waiting = set(self._workers)
         """Those that have not listened yet, until all have."""
+        self._unprepared = set(self._workers)
+        """Those that could not listen yet and have not ended, until the doors are open."""
         self._selector = selectors.DefaultSelector()
         self._lifeline = os.pipe()
+        self._doors = os.pipe()
 
     def run(self) -> int:
         """Fork the workers and look after them; returns the exit status once all have ended."""
@@ -134,7 +165,9 @@ class Supervisor:
             self._selector.close()
             os.close(ready)
             os.close(self._lifeline[1])
-            status = self._serve(lambda: _say(listening), self._lifeline[0])
+            if self._unprepared:
+                os.close(self._doors[1])
+            status = self._serve(Place(self._lifeline[0], self._doors[0], listening))
         except ConfigurationError as error:
             for fault in error.faults:
                 print(f"penstock: {fault}", file=sys.stderr)  # noqa: T201
@@ -151,11 +184,21 @@ class Supervisor:
     def _listens(self, worker: _Worker) -> None:
         assert worker.ready is not None
         says = os.read(worker.ready, 1)
+        self._is_prepared(worker)
+        if says == _PREPARED:
+            return
         self._forget_pipe(worker)
         if says and self._waiting:
             self._waiting.discard(worker)
             if not self._waiting and self._status is None:
                 self._all_listen()
+
+    def _is_prepared(self, worker: _Worker) -> None:
+        """Open the doors with the last; one that has ended keeps nobody waiting."""
+        if self._unprepared:
+            self._unprepared.discard(worker)
+            if not self._unprepared:
+                os.close(self._doors[1])
 
     def _forget_pipe(self, worker: _Worker) -> None:
         if worker.ready is not None:
@@ -172,7 +215,7 @@ class Supervisor:
 
     def _ended(self, worker: _Worker, status: int) -> None:
         pid, worker.pid = worker.pid, None
-        if worker.ready is not None:
+        while worker.ready is not None:
             self._listens(worker)
         if self._status is not None:
             return
@@ -191,9 +234,3 @@ class Supervisor:
 
 def _do_nothing(_number: int, _frame: Any) -> None:
     """Be there so that a signal wakes the supervisor instead of ending it."""
-
-
-def _say(listening: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the supervisor was killed: the lifeline says so
-        os.write(listening, b"1")
-    os.close(listening)
