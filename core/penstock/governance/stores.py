@@ -150,9 +150,10 @@ class ObjectStore(Protocol):
         """Run ``work`` on one consistent view, in a thread."""
         ...
 
-    async def transact(self, work: Callable[[Transaction], T]) -> T:
+    async def transact(self, work: Callable[[Transaction], T], *, is_long: bool = False) -> T:
         """Run ``work`` in a thread in one transaction, and commit it; whatever it raises rolls everything back.
 
+        ``is_long``: work that takes a while should keep no others waiting; it may be run more than once.
         Returns once this process answers by the change; other processes do within 2 s. Raises StoreUnavailableError.
         """
         ...

@@ -15,9 +15,12 @@ from sqlalchemy import Connection
 from penstock.governance import Reading, StoredObject, StoreUnavailableError, Transaction
 from penstock_plugins.store.database import Database
 from penstock_plugins.store.objects import Clock, SQLReading, SQLTransaction, changed_since, read_revision
+from penstock_plugins.store.prepared import OvertakenError, PreparedTransaction, Rows
 
 T = TypeVar("T")
 POLL_SECONDS = 0.5
+_ATTEMPTS = 3
+"""How often long work is begun anew where others have changed objects meanwhile, before it is done on the writer."""
 
 _log = logging.getLogger("penstock.store")
 
@@ -58,18 +61,35 @@ class Objects:
     async def read(self, work: Callable[[Reading], T]) -> T:
         return await self._database.read(lambda connection: work(SQLReading(connection)))
 
-    async def transact(self, work: Callable[[Transaction], T]) -> T:
+    async def transact(self, work: Callable[[Transaction], T], *, is_long: bool = False) -> T:
         def run(connection: Connection) -> tuple[T, int | None]:
             transaction = SQLTransaction(connection, self._clock)
             return work(transaction), transaction.revision
 
-        result, revision = await self._database.write(run)
+        result, revision = await (self._prepare(work, run) if is_long else self._database.write(run))
         if revision is not None and revision > self._revision:
             try:
                 await self.refresh()
             except StoreUnavailableError as error:  # the change is made; what is answered by it follows
                 _log.warning("a change is stored but not yet in force: %s", error)
         return result
+
+    async def _prepare(
+        self, work: Callable[[Transaction], T], otherwise: Callable[[Connection], tuple[T, int | None]]
+    ) -> tuple[T, int | None]:
+        """Run ``work`` beside the writer, which only writes what comes of it; on the writer if that never succeeds."""
+
+        def prepare(connection: Connection) -> tuple[T, Rows]:
+            transaction = PreparedTransaction(connection, self._clock)
+            return work(transaction), transaction.rows()
+
+        for _ in range(_ATTEMPTS):
+            result, rows = await self._database.read(prepare)
+            try:
+                return result, await self._database.write(rows.commit)
+            except OvertakenError:
+                continue
+        return await self._database.write(otherwise)
 
     def watch(self, call: Callable[[], None]) -> None:
         self._calls.append(call)

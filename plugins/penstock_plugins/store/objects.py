@@ -125,14 +125,14 @@ class SQLTransaction(SQLReading):
         self, kind: str, object_id: str, scope: Scope, document: Mapping[str, Any], unique: Mapping[str, Sequence[str]]
     ) -> StoredObject:
         now = self.now_ms
-        stored = StoredObject(kind, object_id, scope, 1, now, now, None, _plain(document))
+        stored = StoredObject(kind, object_id, scope, 1, now, now, None, plain(document))
         row = {"kind": kind, "id": object_id, "version": 1, "created_at_ms": now, "updated_at_ms": now}
-        row |= {"document": stored.document, "revision": self._changed(), **_columns(scope)}
+        row |= {"document": stored.document, "revision": self._changed(), **columns_of(scope)}
         try:
             self._connection.execute(_INSERT, row)
         except IntegrityError:
             raise ConflictError(f"{kind} {object_id} exists already", field="id", other_id=object_id) from None
-        self._hold(stored, {}, _joined_all(unique))
+        self._hold(stored, {}, joined_all(unique))
         return stored
 
     def replace(
@@ -146,11 +146,11 @@ class SQLTransaction(SQLReading):
             stored,
             version=stored.version + 1,
             updated_at_ms=self.now_ms,
-            document=_plain(document),
+            document=plain(document),
             scope=scope or stored.scope,
         )
         self._put(stored, following)
-        self._hold(following, self._held(stored), _joined_all(unique))
+        self._hold(following, values_held(self._connection, stored), joined_all(unique))
         return following
 
     def archive(self, stored: StoredObject) -> StoredObject:
@@ -158,12 +158,12 @@ class SQLTransaction(SQLReading):
             stored, version=stored.version + 1, updated_at_ms=self.now_ms, archived_at_ms=self.now_ms
         )
         self._put(stored, following)
-        self._connection.execute(_LET_GO, {"of_kind": stored.kind, "of_id": stored.id})
+        release_values(self._connection, stored)
         return following
 
     def audit(self, entry: AuditEntry) -> None:
         row = {field.name: getattr(entry, field.name) for field in attrs.fields(AuditEntry) if field.name != "scope"}
-        self._connection.execute(_AUDIT, {**row, **_columns(entry.scope)})
+        self._connection.execute(_AUDIT, {**row, **columns_of(entry.scope)})
 
     def remember(self, key: str, fingerprint: bytes, answer: bytes, *, expires_at_ms: int) -> None:
         kept = idempotency.c
@@ -173,23 +173,14 @@ class SQLTransaction(SQLReading):
 
     def _put(self, stored: StoredObject, following: StoredObject) -> None:
         """Put a version in place of the current one."""
-        row: dict[str, Any] = {"version": following.version, "updated_at_ms": following.updated_at_ms}
-        row |= {"archived_at_ms": following.archived_at_ms, "document": following.document}
-        row |= {"revision": self._changed(), **_columns(following.scope)}
-        row |= {"of_kind": stored.kind, "of_id": stored.id, "of_version": stored.version}
-        if self._connection.execute(_PUT, row).rowcount != 1:
-            raise ConflictError(f"{stored.kind} {stored.id} has changed meanwhile", other_id=stored.id)
-
-    def _held(self, stored: StoredObject) -> Mapping[str, str]:
-        rows = self._connection.execute(_HELD, {"of_kind": stored.kind, "of_id": stored.id})
-        return {row.name: row.value for row in rows}
+        change_object(self._connection, stored, following, self._changed())
 
     def _hold(self, stored: StoredObject, before: Mapping[str, str], wanted: Mapping[str, str]) -> None:
         """Hold these unique values in place of those before."""
         if before == wanted:
             return
         if before:
-            self._connection.execute(_LET_GO, {"of_kind": stored.kind, "of_id": stored.id})
+            release_values(self._connection, stored)
         for name, value in wanted.items():
             other = self._holder(stored.kind, name, value)
             try:
@@ -210,6 +201,27 @@ class SQLTransaction(SQLReading):
         return self.revision
 
 
+def change_object(connection: Connection, stored: StoredObject, following: StoredObject, revision: int) -> None:
+    """Put a version in place of the current one. Raises ConflictError where ``stored`` is not that."""
+    row: dict[str, Any] = {"version": following.version, "updated_at_ms": following.updated_at_ms}
+    row |= {"archived_at_ms": following.archived_at_ms, "document": following.document}
+    row |= {"revision": revision, **columns_of(following.scope)}
+    row |= {"of_kind": stored.kind, "of_id": stored.id, "of_version": stored.version}
+    if connection.execute(_PUT, row).rowcount != 1:
+        raise ConflictError(f"{stored.kind} {stored.id} has changed meanwhile", other_id=stored.id)
+
+
+def values_held(connection: Connection, stored: StoredObject) -> Mapping[str, str]:
+    """Return the unique values of an object, by name of constraint."""
+    rows = connection.execute(_HELD, {"of_kind": stored.kind, "of_id": stored.id})
+    return {row.name: row.value for row in rows}
+
+
+def release_values(connection: Connection, stored: StoredObject) -> None:
+    """Let others take the unique values of an object."""
+    connection.execute(_LET_GO, {"of_kind": stored.kind, "of_id": stored.id})
+
+
 def read_meta(connection: Connection, name: str) -> str | None:
     """Return a value that the store keeps about itself."""
     return connection.execute(_META, {"name": name}).scalar()
@@ -223,23 +235,25 @@ def write_meta(connection: Connection, name: str, value: str) -> None:
 
 def _within(query: Select[Any], table: Table, scope: Scope | None) -> Select[Any]:
     """Restrict a query to a scope and what is below it."""
-    for name, value in ({} if scope is None else _columns(scope)).items():
+    for name, value in ({} if scope is None else columns_of(scope)).items():
         if value is not None:
             query = query.where(table.c[name] == value)
     return query
 
 
-def _plain(document: Mapping[str, Any]) -> Mapping[str, Any]:
+def plain(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a document as it will be read back."""
     plain: Mapping[str, Any] = msgspec.json.decode(msgspec.json.encode(document))
     return plain
 
 
-def _columns(scope: Scope) -> dict[str, Any]:
+def columns_of(scope: Scope) -> dict[str, Any]:
+    """Return the columns that hold a scope."""
     return {"organization_id": scope.organization_id, "team_id": scope.team_id, "project_id": scope.project_id}
 
 
-def _joined_all(unique: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def joined_all(unique: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return unique values as they are kept."""
     return {name: _joined(value) for name, value in unique.items()}
 
 

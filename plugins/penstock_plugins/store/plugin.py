@@ -111,8 +111,8 @@ class WatchedObjects:
     async def read(self, work: Callable[[Reading], T]) -> T:
         return await self._objects.read(work)
 
-    async def transact(self, work: Callable[[Transaction], T]) -> T:
-        return await self._objects.transact(work)
+    async def transact(self, work: Callable[[Transaction], T], *, is_long: bool = False) -> T:
+        return await self._objects.transact(work, is_long=is_long)
 
     @property
     def revision(self) -> int:

@@ -102,7 +102,7 @@ class Desk:
                 idempotency.keep(call, once, answer.status, answer.version, answer.body)
             return answer
 
-        return await self.store.transact(run)
+        return await self.store.transact(run, is_long=route.is_long)
 
     def _call(self, tx: Reading, ask: Ask, route: Route) -> Call:
         means = self.means

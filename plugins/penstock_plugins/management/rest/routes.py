@@ -51,6 +51,8 @@ class Route:
     """Query parameters and their JSON schemas."""
     is_secret: bool = False
     """Whether the answer holds a secret, so that no cache may keep it."""
+    is_long: bool = False
+    """Whether its transaction may take so long that nobody else should wait for it."""
 
     @property
     def takes_body(self) -> bool:

@@ -121,7 +121,7 @@ EXPORT = Route(
 APPLY = Route(
     method="POST", path="/config/apply", permission="organization:view", name="apply_config", tag="config",
     summary="Make the store hold what a document says, in one transaction; a dry run shows the difference alone.",
-    outside=_apply, is_secret=True,
+    outside=_apply, is_secret=True, is_long=True,
     body={"type": "object", "required": ["document"], "additionalProperties": False, "properties": {
         "document": {"type": "object", "additionalProperties": False, "properties": {
             "version": {"type": "integer", "const": 1},
