@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Integer, Select, case, column, func, select
+from sqlalchemy import ColumnElement, Connection, Integer, Select, case, column, func, select, tuple_
 from sqlalchemy import values as values_of
 
 from penstock import Usage
@@ -53,8 +53,6 @@ _FEW = 4096
 _FEW_SUMS = 20_000
 Sums = Sequence[int]
 Group = tuple[str | None, ...]
-Signed = tuple[Group, bool]
-"""A group that sums are added to, or (``True``) taken from."""
 Found = dict[tuple[int, Group], Sums]
 """By number of the bucket, and group."""
 
@@ -89,16 +87,31 @@ def usage(connection: Connection, query: UsageQuery) -> Sequence[UsageRow]:
     first, count = (0 if after is None else _number_of(buckets, after[0])), 1
     while first < len(buckets) and (limit is None or len(rows) < limit):
         part = buckets[first:] if limit is None else buckets[first : first + count]
-        found = _added_up(connection, groups, names, part)
+        beyond = after[1] if after is not None and part[0][0] == after[0] else None
+        page = _Page(beyond, None if limit is None else limit - len(rows))
+        found = _added_up(connection, groups, names, part, page)
         texts = {group: _text_of(group) for _, group in found}
-        there = sorted((each for each, sums in found.items() if any(sums)), key=lambda each: (each[0], texts[each[1]]))
-        if after is not None and part[0][0] == after[0]:
-            there = [each for each in there if each[0] or texts[each[1]] > after[1]]
-        there = there if limit is None else there[: limit - len(rows)]
-        rows += [make(part[each[0]][0], each[1], found[each]) for each in there]
-        first += len(part)
-        count *= 2
+        there = sorted(found, key=lambda each: (each[0], texts[each[1]]))
+        if beyond is not None:
+            there = [each for each in there if each[0] or texts[each[1]] > beyond]
+        is_cut = page.limit is not None and len(there) >= page.limit
+        there = there[: page.limit]
+        rows += [make(part[each[0]][0], each[1], found[each]) for each in there if any(found[each])]
+        if is_cut:  # there may be more of the last bucket, where sums of nothing are left out
+            number, group = there[-1]
+            first, after = first + number, (part[number][0], texts[group])
+        else:
+            first += len(part)
+            count *= 2
     return rows
+
+
+@attrs.frozen
+class _Page:
+    """Say which groups are wanted: the first ones, in their order, beyond one in the first bucket."""
+
+    beyond: tuple[str, ...] | None
+    limit: int | None
 
 
 def _text_of(group: Group) -> tuple[str, ...]:
@@ -115,11 +128,14 @@ def _number_of(buckets: Sequence[Bucket], label: str | None) -> int:
     return next((number for number, (_, _, end) in enumerate(buckets) if end > at * _NANO), len(buckets))
 
 
-def _added_up(connection: Connection, groups: _Groups, names: Sequence[str], buckets: Sequence[Bucket]) -> Found:
+def _added_up(
+    connection: Connection, groups: _Groups, names: Sequence[str], buckets: Sequence[Bucket], page: _Page
+) -> Found:
     found: Found = {}
-    for level in groups.levels:
-        for number, signed, sums in _sums_of(_Asked(connection, groups, level, names), buckets):
-            for group, is_taken in signed:
+    for level, is_taken in groups.levels:
+        asked = _Asked(connection, groups, level, names, page, is_taken)
+        for number, those, sums in _sums_of(asked, buckets):
+            for group in those:
                 held = found.get((number, group))
                 if held is None:
                     found[number, group] = [-each for each in sums] if is_taken else sums
@@ -186,25 +202,23 @@ class _Groups:
         }
         self.is_by_end_user = "end_user" in query.group_by and self.end_user is None
         rest = level_of(wanted - {"end_user"})
-        self.levels = (level_of(wanted), rest) if self.is_by_end_user else (level_of(wanted),)
+        level = level_of(wanted)
+        self.levels = ((level, False), (rest, False), (level, True)) if self.is_by_end_user else ((level, False),)
+        """What to add up, and (``True``) to take away: what end users did is in the sums of all as well."""
         self._of_dimensions = [name for name in query.group_by if name != "end_user"]
         self.columns = [dimensions.c[COLUMN_OF[name]] for name in self._of_dimensions]
+        self.order = [None if name == "end_user" else COLUMN_OF[name] for name in query.group_by]
+        """The columns that groups are in the order of; None: the end user."""
         if self._tag is not None:
             self.columns.append(dimensions.c.tags)
         others = ((name, value) for name, value in query.where.items() if name not in ("tag", "end_user"))
         self.where = [dimensions.c[name] == value for name, value in others]
 
-    def of(self, values: Sequence[str], end_user: str | None) -> list[Signed]:
+    def of(self, values: Sequence[str], end_user: str | None) -> list[Group]:
         """Return the groups that sums with these values of ``columns`` belong to: one for each tag."""
-        if end_user is None or not self.is_by_end_user:
-            return [(group, False) for group in self._of(values, self.end_user)]
-        # What end users did is in the sums of all as well.
-        both = ((end_user, False), (None, True))
-        return [(group, is_taken) for name, is_taken in both for group in self._of(values, name)]
-
-    def _of(self, values: Sequence[str], end_user: str | None) -> list[Group]:
         if self._tag is not None and self._tag not in tags_in(values[-1]):
             return []
+        end_user = end_user or self.end_user
         by_name = dict(zip(self._of_dimensions, values, strict=False))
         groups: list[Group] = [()]
         for name in self._names:
@@ -230,6 +244,8 @@ class _Asked:
     groups: _Groups
     level: Level
     names: Sequence[str]
+    page: _Page
+    is_taken: bool
 
     @property
     def where(self) -> list[ColumnElement[bool]]:
@@ -239,7 +255,7 @@ class _Asked:
     @property
     def is_by_end_user(self) -> bool:
         """Whether sums are those of each end user."""
-        return self.groups.is_by_end_user and self.level.is_of_end_users
+        return self.groups.is_by_end_user and self.level.is_of_end_users and not self.is_taken
 
     def is_end_user(self, id_: ColumnElement[Any]) -> list[ColumnElement[bool]]:
         """Return what the id of an end user must be."""
@@ -271,7 +287,7 @@ class _End:
     until_ns: int
 
 
-def _sums_of(asked: _Asked, buckets: Sequence[Bucket]) -> Iterator[tuple[int, Sequence[Signed], Sums]]:
+def _sums_of(asked: _Asked, buckets: Sequence[Bucket]) -> Iterator[tuple[int, Sequence[Group], Sums]]:
     """Yield number of the bucket, groups and sums."""
     runs: list[_Run] = []
     ends: list[_End] = []
@@ -299,7 +315,7 @@ def _sums_of(asked: _Asked, buckets: Sequence[Bucket]) -> Iterator[tuple[int, Se
         yield from _by_columns(asked, _of_rows(asked, part))
 
 
-def _by_columns(asked: _Asked, statement: Select[Any]) -> Iterator[tuple[int, Sequence[Signed], Sums]]:
+def _by_columns(asked: _Asked, statement: Select[Any]) -> Iterator[tuple[int, Sequence[Group], Sums]]:
     width = 1 + len(asked.groups.columns)
     if not asked.is_by_end_user:
         for row in asked.connection.execute(statement).all():
@@ -307,11 +323,24 @@ def _by_columns(asked: _Asked, statement: Select[Any]) -> Iterator[tuple[int, Se
         return
     sums = statement.subquery()  # the texts of end users only after they are added up
     named = select(*sums.c, end_users.c.end_user).join(end_users, end_users.c.id == sums.c.end_user_id)
-    for row in asked.connection.execute(named).all():
+    for row in asked.connection.execute(_first(asked, named, sums)).all():
         yield row[0], asked.groups.of(row[1:width], row[-1]), row[width + 1 : -1]
 
 
-def _few(asked: _Asked, buckets: int) -> dict[int, list[Signed]] | None:
+def _first(asked: _Asked, named: Select[Any], sums: Any) -> Select[Any]:
+    """Return a query for no more groups than the page holds: end users are many, their rows costly to make.
+
+    Groups among the first of all are among the first of each part of the time that they are in.
+    """
+    if asked.page.limit is None or any(each is dimensions.c.tags for each in asked.groups.columns):
+        return named
+    columns = [end_users.c.end_user if name is None else sums.c[name] for name in asked.groups.order]
+    if asked.page.beyond is not None:
+        named = named.where((sums.c.number > 0) | (tuple_(*columns) > tuple_(*asked.page.beyond)))
+    return named.order_by(sums.c.number, *columns).limit(asked.page.limit)
+
+
+def _few(asked: _Asked, buckets: int) -> dict[int, list[Group]] | None:
     """Return the groups of the dimensions asked for, by their ids; None where these are better joined."""
     if asked.is_by_end_user or not asked.groups.columns:
         return None
@@ -345,10 +374,14 @@ def _of_rollups(asked: _Asked, runs: Sequence[_Run], by: Sequence[ColumnElement[
 def _of_rows(asked: _Asked, ends: Sequence[_End]) -> Select[Any]:
     end = _values("part", _End, ends)
     is_in = (ledger.c.started_at_ns >= end.c.since_ns) & (ledger.c.started_at_ns < end.c.until_ns)
-    groups = [end.c.number, *asked.groups.columns, *([ledger.c.end_user_id] if asked.is_by_end_user else [])]
+    groups = [
+        end.c.number.label("number"),
+        *asked.groups.columns,
+        *([ledger.c.end_user_id] if asked.is_by_end_user else []),
+    ]
     sums = [func.sum(value).label(f"sum_{number}") for number, value in enumerate(sums_of_rows(asked.names))]
     statement = select(*groups, *sums).select_from(end).join(ledger, is_in).group_by(*groups)
-    if asked.is_by_end_user:
+    if asked.level.is_of_end_users:
         statement = statement.where(ledger.c.end_user_id.is_not(None))
     statement = statement.where(*asked.is_end_user(ledger.c.end_user_id))
     return statement.join(dimensions, dimensions.c.id == ledger.c.dimensions_id).where(*asked.groups.where)
