@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 import time
@@ -255,7 +256,7 @@ async def test_new_budget_counts_what_its_scope_has_spent(
         with closing(sqlite3.connect(database)) as other, other:
             other.execute(
                 "INSERT INTO objects VALUES ('budget', 'bud_shared', 'org_1', NULL, NULL, 1, 0, 0, NULL, 1, ?)",
-                (str(document).replace("'", '"'),),
+                (json.dumps({"window": "day", "limit_nano_usd": 1000, **document}),),
             )
         held = await reserved(accounts.counters, money(1, 1000))
         assert not isinstance(held, Exceeded)
