@@ -11,7 +11,16 @@ import anyio
 import attrs
 import pytest
 
-from penstock import KeyRecord, Principal, RateLimits, Services
+from penstock import (
+    Fallback,
+    GuardrailAttachment,
+    KeyRecord,
+    PatternRules,
+    PolicyRules,
+    Principal,
+    RateLimits,
+    Services,
+)
 from penstock.governance import Scope, Transaction, new_id
 from penstock.governance.objects import Group, Organization, Project, Team
 from store_fixtures import (
@@ -60,7 +69,9 @@ def test_key_is_found_with_all_it_says(tmp_path: Path) -> None:
         secret, stored = await insert_key(
             services, owners, models_allowed=("gpt-*",), model_aliases={"a": "b"}, tags=("t",), metadata={"k": "v"},
             rate_limits=RateLimits(rpm=3), usage_frame="forward", expires_at="2030-01-01T00:00:00Z",
-            display_prefix="ps_vk_live_01", provider_bindings=("gpc_1",),
+            display_prefix="ps_vk_live_01", provider_bindings=("gpc_1",), fallback=Fallback(on=("5xx",)),
+            cache_mode="force", policy_rules=PolicyRules(tools=PatternRules(deny=("^shell",))),
+            guardrails=(GuardrailAttachment(guardrail_id="gr_1", fail_open=True),),
         )  # fmt: skip
         record = found_key(services, secret)
         assert record is not None
@@ -69,7 +80,10 @@ def test_key_is_found_with_all_it_says(tmp_path: Path) -> None:
             "principal_id": owners.user.id, "project_id": owners.project.id, "team_id": owners.team.id,
             "organization_id": owners.organization.id, "model_aliases": {"a": "b"}, "models_allowed": ("gpt-*",),
             "usage_frame": "forward", "tags": ("t",), "metadata": {"k": "v"}, "group_ids": (),
-            "rate_limits": RateLimits(rpm=3), "revision": 1,
+            "rate_limits": RateLimits(rpm=3), "revision": 1, "routing_policy_id": None,
+            "fallback": Fallback(on=("5xx",)),
+            "cache_mode": "force", "policy_rules": PolicyRules(tools=PatternRules(deny=("^shell",))),
+            "guardrails": (GuardrailAttachment(guardrail_id="gr_1", fail_open=True),),
         }  # fmt: skip
         assert (record.status, record.expires_at, record.works_until) == ("active", 1893456000.0, None)
 

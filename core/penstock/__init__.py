@@ -37,6 +37,7 @@ from penstock.models import (
     Usage,
 )
 from penstock.peek import RequestPeek
+from penstock.policies import Fallback, GuardrailAttachment, PatternRules, PolicyRules
 from penstock.providers import (
     Origin,
     Provider,
@@ -71,8 +72,10 @@ __all__ = [
     "Endpoint",
     "Event",
     "Exchange",
+    "Fallback",
     "Fetch",
     "FetchedResponse",
+    "GuardrailAttachment",
     "HTTPProvider",
     "Headers",
     "KeyDirectory",
@@ -81,8 +84,10 @@ __all__ = [
     "Mount",
     "OpenAIProvider",
     "Origin",
+    "PatternRules",
     "PenstockError",
     "PluginError",
+    "PolicyRules",
     "Principal",
     "Provider",
     "ProviderBinding",

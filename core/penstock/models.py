@@ -17,6 +17,7 @@ from penstock.errors import RequestError
 from penstock.headers import Headers
 from penstock.heads import RequestHead
 from penstock.peek import PeekError, RequestPeek, is_multipart, peek_multipart, peek_request
+from penstock.policies import NO_RULES, CacheMode, Fallback, GuardrailAttachment, PolicyRules
 
 if TYPE_CHECKING:
     from penstock.metering import BodyWindow
@@ -159,6 +160,16 @@ class Principal:
     """Bounds of the key's traffic; None where there are none."""
     revision: int = 0
     """Grows when the key changes; the configuration file's keys do not."""
+    routing_policy_id: str | None = None
+    """The routing policy that chooses among bindings."""
+    fallback: Fallback | None = None
+    """When the next candidate is tried; None leaves it to the routing policy, and then to the defaults."""
+    cache_mode: CacheMode | None = None
+    """How prompt caching is passed through where neither header nor rule says; None is ``respect``."""
+    policy_rules: PolicyRules = NO_RULES
+    """What its requests may contain."""
+    guardrails: tuple[GuardrailAttachment, ...] = ()
+    """What looks at its requests and answers, in order."""
 
 
 @attrs.frozen(kw_only=True)
@@ -347,6 +358,8 @@ class Exchange:
     chain: Sequence[Candidate] = ()
     """Whom the request may go to, in order, once routing has resolved its model: in pre_request, for the plugins
     after it. Empty where there is none, or another plugin selects."""
+    fallback: Fallback = Fallback()
+    """How long and how often candidates are tried; whoever resolves the chain sets it, in pre_request."""
     excluded: dict[str, RequestError] | None = None
     """Why bindings may not be asked, by id; see ``exclude``."""
     attempts: list[Attempt] = attrs.Factory(list)

@@ -150,7 +150,7 @@ VALIDITY = (
     (
         "pre_request",
         "once routing has resolved the model",
-        "chain",
+        "chain fallback",
         "For the plugins after it: the candidates, in order. Empty where the model is not known or another selects.",
     ),
     (

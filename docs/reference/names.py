@@ -27,7 +27,7 @@ SECTIONS = {
     ),
     "For providers": (
         "Provider", "HTTPProvider", "OpenAIProvider", "AnthropicProvider", "ProviderBinding", "Timeouts", "RateLimits",
-        "Secret", "Address", "Origin", "UpstreamRequest", "ResponseFilter", "Transport", "UpstreamResponse",
+        "Fallback", "PolicyRules", "PatternRules", "GuardrailAttachment", "Secret", "Address", "Origin", "UpstreamRequest", "ResponseFilter", "Transport", "UpstreamResponse",
         "ResponseHead", "Receiver",
     ),
     "Shared by plugins": (

@@ -17,9 +17,12 @@ import attrs
 from penstock import (
     ConfigurationError,
     Exchange,
+    Fallback,
+    GuardrailAttachment,
     KeyDirectory,
     KeyHasher,
     KeyRecord,
+    PolicyRules,
     Principal,
     RequestError,
     Secret,
@@ -66,6 +69,14 @@ class KeyConfig:
     """Words for other plugins to match."""
     metadata: Mapping[str, str] = attrs.field(factory=dict)
     """Names and values for other plugins to match."""
+    fallback: Fallback | None = None
+    """When the next binding is tried: ``on``, ``max_attempts``, ``timeout_ms``, ``same_binding_retries``."""
+    cache_mode: Literal["respect", "disable", "force"] | None = None
+    """How prompt caching is passed through: ``respect``, ``disable`` or ``force``."""
+    policy_rules: PolicyRules = PolicyRules()
+    """What requests may contain: ``tools``, ``mcp``, ``urls``, ``models``, each with patterns to deny, to allow."""
+    guardrails: tuple[GuardrailAttachment, ...] = ()
+    """Guardrails of the configuration file, by name, in order."""
 
 
 @attrs.frozen(kw_only=True)
@@ -119,6 +130,10 @@ def _record_of(key: KeyConfig, pepper: bytes, namespace: str, where: str) -> Key
         usage_frame=key.usage_frame,
         tags=key.tags,
         metadata=key.metadata,
+        fallback=key.fallback,
+        cache_mode=key.cache_mode,
+        policy_rules=key.policy_rules,
+        guardrails=key.guardrails,
     )
     return KeyRecord(key_hash, principal, key.status, key.expires_at)
 

@@ -21,6 +21,7 @@ from penstock.governance.ledgers import (
 )
 from penstock.governance.money import MAX_NANO_USD, NANO_PER_USD, read_usd, write_usd
 from penstock.governance.objects import KINDS, Kind, unique_values
+from penstock.governance.policies import GuardrailRule, PolicyDirectory, StoredCacheRule
 from penstock.governance.prices import PER, Price, PriceTable, Rates, Tier
 from penstock.governance.stores import (
     AuditEntry,
@@ -51,6 +52,7 @@ __all__ = [
     "Debit",
     "Discrepancy",
     "Exceeded",
+    "GuardrailRule",
     "Intent",
     "Kind",
     "Ledger",
@@ -61,6 +63,7 @@ __all__ = [
     "ObjectStore",
     "Outcome",
     "Period",
+    "PolicyDirectory",
     "Price",
     "PriceTable",
     "Rates",
@@ -68,6 +71,7 @@ __all__ = [
     "Reservation",
     "Scope",
     "StoreUnavailableError",
+    "StoredCacheRule",
     "StoredObject",
     "Tier",
     "Transaction",

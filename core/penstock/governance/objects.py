@@ -13,6 +13,7 @@ import attrs
 
 from penstock.governance.stores import Scope
 from penstock.models import RateLimits
+from penstock.policies import CacheMode, Fallback, GuardrailAttachment, PolicyRules
 
 Window = Literal["minute", "hour", "day", "week", "month", "total", "manual"]
 BudgetScope = Literal["organization", "team", "project", "virtual_key", "principal", "group", "end_user"]
@@ -20,7 +21,6 @@ OnBreach = Literal["block", "warn"]
 Reserve = Literal["expected", "max", "none"]
 Env = Literal["live", "test"]
 KeyStatus = Literal["active", "disabled", "revoked"]
-CacheMode = Literal["respect", "disable", "force"]
 RoleName = Literal["org_admin", "project_admin", "developer", "viewer"]
 
 
@@ -155,44 +155,6 @@ class Binding:
     """Whether it is used."""
     external_id: str | None = None
     """Your own id for it; unique in its organization."""
-
-
-@attrs.frozen(kw_only=True)
-class Fallback:
-    """Say when the next candidate is tried."""
-
-    on: tuple[Literal["5xx", "timeout", "rate_limit", "network_error", "not_found"], ...] = (
-        "5xx", "timeout", "rate_limit", "network_error", "not_found",
-    )  # fmt: skip
-    max_attempts: int = 3
-    timeout_ms: int | None = None
-    same_binding_retries: int = 0
-
-
-@attrs.frozen(kw_only=True)
-class PatternRules:
-    """Hold RE2 patterns, unanchored; deny wins; an ``allow`` that is not null admits nothing else."""
-
-    deny: tuple[str, ...] | None = None
-    allow: tuple[str, ...] | None = None
-
-
-@attrs.frozen(kw_only=True)
-class PolicyRules:
-    """Hold what requests may contain."""
-
-    tools: PatternRules | None = None
-    mcp: PatternRules | None = None
-    urls: PatternRules | None = None
-    models: PatternRules | None = None
-
-
-@attrs.frozen(kw_only=True)
-class GuardrailAttachment:
-    """Attach a guardrail to a key."""
-
-    guardrail_id: str
-    fail_open: bool | None = None
 
 
 @attrs.frozen(kw_only=True)

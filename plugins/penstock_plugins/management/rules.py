@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from penstock.governance.objects import Fallback, PatternRules
+from penstock import Fallback, PatternRules
 from penstock_plugins.management.documents import MAX_INTEGER, MAX_ITEMS
 from penstock_plugins.management.faults import bad_field
 from penstock_plugins.management.resources import Draft, kind_of_id

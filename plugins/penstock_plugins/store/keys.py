@@ -6,11 +6,12 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from sys import intern
-from typing import Any
+from typing import Any, Literal
 
 import attrs
+import msgspec
 
-from penstock import KeyRecord, Principal, RateLimits
+from penstock import Fallback, GuardrailAttachment, KeyRecord, PolicyRules, Principal, RateLimits
 from penstock.governance import StoredObject, read_time
 
 _log = logging.getLogger("penstock.store")
@@ -174,6 +175,7 @@ def _key_of(stored: StoredObject) -> tuple[Principal, tuple[KeyRecord, ...]]:
         metadata=document.get("metadata") or {},
         rate_limits=limits_of(document),
         revision=stored.version,
+        **_policies_of(document),
     )
     status = document.get("status", "active")
     expires_at = _optional_time(document.get("expires_at"))
@@ -182,6 +184,32 @@ def _key_of(stored: StoredObject) -> tuple[Principal, tuple[KeyRecord, ...]]:
     if previous and works_until is not None:
         records.append(KeyRecord(bytes.fromhex(previous), principal, status, expires_at, works_until))
     return principal, tuple(records)
+
+
+@attrs.frozen(kw_only=True)
+class _Policies:
+    """The members of a key's document that say what becomes of its requests."""
+
+    routing_policy_id: str | None = None
+    fallback: Fallback | None = None
+    cache_mode: Literal["respect", "disable", "force"] | None = None
+    policy_rules: PolicyRules = PolicyRules()
+    guardrails: tuple[GuardrailAttachment, ...] = ()
+
+
+_MEMBERS = tuple(field.name for field in attrs.fields(_Policies))
+
+
+def _policies_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return these members of a key; raises ValueError for what cannot be read, so that the key is refused."""
+    found = {name: document[name] for name in _MEMBERS if document.get(name)}
+    if not found:
+        return {}
+    try:
+        policies = msgspec.convert(found, _Policies, strict=True)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
+    return {name: getattr(policies, name) for name in found}
 
 
 def limits_of(document: Mapping[str, Any]) -> RateLimits | None:
