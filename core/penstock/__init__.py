@@ -57,6 +57,7 @@ from penstock.services import (
 )
 from penstock.sse import Event
 from penstock.structuring import faults_of, suggest
+from penstock.translation import ReplyTranslation, Translated, Translator, TranslatorRegistry
 
 __version__ = "0.1.0"
 
@@ -93,6 +94,7 @@ __all__ = [
     "ProviderBinding",
     "RateLimits",
     "Receiver",
+    "ReplyTranslation",
     "Request",
     "RequestError",
     "RequestHead",
@@ -105,6 +107,9 @@ __all__ = [
     "StateKey",
     "Timeouts",
     "TraceContext",
+    "Translated",
+    "Translator",
+    "TranslatorRegistry",
     "Transport",
     "UpstreamError",
     "UpstreamRequest",

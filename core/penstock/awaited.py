@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+import attrs
+
 from penstock.editing import NO_EDITS, Editor, Edits
+from penstock.errors import UpstreamError
 from penstock.models import Exchange
 from penstock.providers import UpstreamResponse
-from penstock.relay import QUEUED_BYTES, Client, Relay
+from penstock.relay import QUEUED_BYTES, Client, Relay, is_stream
+from penstock.translation import Through, translated_edits
+from penstock.whole import WholeRelay
 
 
 class AwaitingRelay(Relay):
@@ -50,6 +55,8 @@ class AwaitingRelay(Relay):
                     self._close_edited(editor)
                 else:
                     await self._wait(asyncio.get_running_loop())
+        except UpstreamError as error:
+            self._break_off(error)
         except Exception as error:  # noqa: BLE001 - one fault must end the body, not the connection
             self._block(error)
 
@@ -71,8 +78,17 @@ class AwaitingRelay(Relay):
             self.response.resume()
 
 
-def open_relay(exchange: Exchange, response: UpstreamResponse, client: Client, edits: Edits) -> Relay:
-    """Return the relay that the edits of a response call for."""
+def open_relay(
+    exchange: Exchange, response: UpstreamResponse, client: Client, edits: Edits, through: Through | None = None
+) -> Relay:
+    """Return the relay that the edits of a response call for; ``through`` translates it."""
+    if through is not None or (exchange.response_watchers and response.head.status < 400):
+        is_event_stream = is_stream(response.head)
+        if through is not None:
+            response.head = through.begin(response.head, is_event_stream=is_event_stream)
+            edits = translated_edits(edits, through)
+        if not is_event_stream and response.head.has_body:
+            return WholeRelay(exchange, response, client, attrs.evolve(edits), through)
     if edits is not NO_EDITS and edits.has_async and response.head.has_body:
         return AwaitingRelay(exchange, response, client, edits)
     return Relay(exchange, response, client, edits)

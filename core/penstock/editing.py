@@ -61,6 +61,8 @@ class Edits:
 
     filter: ResponseFilter | None = None
     calls: tuple[Call, ...] = ()
+    writes_whole_events: bool = False
+    """Whether the filter lets whole events of a stream through only."""
 
     @property
     def has_async(self) -> bool:
@@ -127,7 +129,7 @@ def _unreadable(error: CodingError | FramingError) -> UpstreamError:
 class Editor:
     """Take one body's payload through its edits. Raises RequestError or PluginError to stop the body."""
 
-    __slots__ = ("_calls", "_exchange", "_filter", "_is_sse", "fault", "splitter")
+    __slots__ = ("_calls", "_exchange", "_filter", "_is_sse", "fault", "lets_whole_events_through", "splitter")
 
     def __init__(self, exchange: Exchange, edits: Edits, *, is_sse: bool) -> None:
         self._exchange = exchange
@@ -136,6 +138,7 @@ class Editor:
         self._is_sse = is_sse
         self.splitter = EventSplitter(max_event_bytes=MAX_EVENT_BYTES) if is_sse and edits.calls else None
         """Cuts an event stream into whole events for the hooks; None where no hook looks."""
+        self.lets_whole_events_through = self.splitter is not None or edits.writes_whole_events
         self.fault: UpstreamError | None = None
         """Why nothing can be read behind what was returned last."""
 

@@ -118,12 +118,23 @@ def build_generation(
             f"{configuration.source}: [gateway] plugins: none of them authenticates, so anybody could call; "
             'add "virtual_keys", or set anonymous = true if that is meant'
         )
-    pipeline = Pipeline(hooks, transports, telemetry, gateway.limits.max_body_bytes, gateway.drain_after_disconnect)
+    pipeline = Pipeline(
+        hooks,
+        transports,
+        telemetry,
+        gateway.limits.max_body_bytes,
+        gateway.drain_after_disconnect,
+        services.translators,
+    )
     with _faults_placed(configuration.source):
         for name, offered in collect(manager, "register_providers"):
             with faults_named(name, "register_providers"):
                 for provider in _listed("register_providers", "providers", offered):
                     _add_provider(services, provider)
+        for name, offered in collect(manager, "register_translators"):
+            with faults_named(name, "register_translators"):
+                for translator in _listed("register_translators", "translators", offered):
+                    services.translators.add(translator)
         mounts = tuple(_checked_mounts(collect(manager, "register_routes")))
         lifespans = collect(manager, "lifespan")
     return Generation(configuration, services, plugins, pipeline, mounts, lifespans)

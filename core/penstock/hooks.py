@@ -27,13 +27,17 @@ if TYPE_CHECKING:
     from penstock.providers import ResponseFilter
 
 PER_EXCHANGE = (
-    "authenticate", "pre_request", "select_provider", "admit_attempt", "on_stream_chunk", "post_response",
+    "authenticate", "pre_request", "select_provider", "admit_attempt", "on_response", "on_stream_chunk",
+    "post_response",
 )  # fmt: skip
 BEFORE_THE_ANSWER = ("authenticate", "pre_request", "select_provider", "admit_attempt")
 """The hooks whose response fields still reach the client."""
+_MORE_ARGUMENTS = {"on_stream_chunk": ("chunk",), "on_response": ("body",)}
 HOOK_SECONDS = 30.0
 """How long a hook may await, unless the configuration says otherwise."""
-ONCE = ("register_providers", "register_routes", "register_commands", "lifespan")
+ONCE = (
+    "register_providers", "register_translators", "register_routes", "register_commands", "lifespan",
+)  # fmt: skip
 
 
 @attrs.define(eq=False)
@@ -78,6 +82,21 @@ class Call:
         finally:
             self.total_ns += perf_counter_ns() - started
         raise self.failed() from TimeoutError(f"it awaited for more than {self.timeout:g} s")
+
+    async def response(self, exchange: Exchange, body: bytes) -> bytes:
+        """Show a whole answer to the plugin; returns the body to go on with."""
+        started = perf_counter_ns()
+        try:
+            edited = self.function(exchange, body)
+        except RequestError:
+            raise
+        except Exception as error:
+            raise self.failed() from error
+        finally:
+            self.count(started)
+        if inspect.isawaitable(edited):
+            edited = await self.wait(edited)
+        return body if edited is None else self._checked(edited)
 
     def chunk(self, exchange: Exchange, chunk: Chunk) -> bytes:
         """Run a synchronous chunk hook; returns the bytes to pass on."""
@@ -127,6 +146,7 @@ class Hooks:
     pre_request: tuple[Call, ...] = ()
     select_provider: tuple[Call, ...] = ()
     admit_attempt: tuple[Call, ...] = ()
+    on_response: tuple[Call, ...] = ()
     on_stream_chunk: tuple[Call, ...] = ()
     post_response: tuple[Call, ...] = ()
     sees_all_chunks: bool = False
@@ -138,12 +158,18 @@ class Hooks:
             return NO_EDITS if response_filter is None else Edits(response_filter)
         names = watchers or ()
         calls = tuple(call for call in self.on_stream_chunk if call.is_always or call.plugin in names)
-        unknown = set(names).difference(call.plugin for call in calls)
-        if unknown:
-            raise UnknownWatcherError(str(min(unknown, key=str)), [call.plugin for call in self.on_stream_chunk])
+        _check_watchers(names, "watch_chunks", "on_stream_chunk", self.on_stream_chunk)
         if not calls and response_filter is None:
             return NO_EDITS
         return Edits(response_filter, calls)
+
+    def reviewers_of(self, exchange: Exchange) -> tuple[Call, ...]:
+        """Return who asked to see this exchange's whole answer."""
+        names = exchange.response_watchers
+        if not names:
+            return ()
+        _check_watchers(names, "watch_response", "on_response", self.on_response)
+        return tuple(call for call in self.on_response if call.plugin in names)
 
     def field_writers(self) -> tuple[str, ...]:
         """Return the plugins with a hook that may add response fields; bundled ones only where there is no other."""
@@ -154,6 +180,14 @@ class Hooks:
     def all_calls(self) -> Iterable[Call]:
         for name in PER_EXCHANGE:
             yield from getattr(self, name)
+
+
+def _check_watchers(names: Iterable[str], asked: str, hook: str, calls: Iterable[Call]) -> None:
+    """Raise UnknownWatcherError for a name that no plugin with the hook has."""
+    known = [call.plugin for call in calls]
+    unknown = set(names).difference(known)
+    if unknown:
+        raise UnknownWatcherError(str(min(unknown, key=str)), asked, hook, known)
 
 
 def _is_bundled(function: Callable[..., Any]) -> bool:
@@ -188,7 +222,7 @@ def _calls(manager: pluggy.PluginManager, hook: str, timeout: float) -> Iterable
         if implementation.hookwrapper or implementation.wrapper:
             raise ConfigurationError(f"plugin {plugin!r}: {hook} cannot be a hook wrapper; implement the hook itself")
         parameters = tuple(implementation.argnames)
-        expected = ("exchange", "chunk") if hook == "on_stream_chunk" else ("exchange",)
+        expected = ("exchange", *_MORE_ARGUMENTS.get(hook, ()))
         if parameters != expected:
             raise ConfigurationError(f"plugin {plugin!r}: {hook} must take ({', '.join(expected)}), has {parameters}")
         is_always = hook != "on_stream_chunk" or bool(getattr(implementation.plugin, "sees_chunks", False))
@@ -231,9 +265,9 @@ def faults_named(plugin: str, hook: str) -> Iterator[None]:
 
 
 class UnknownWatcherError(PluginError):
-    """Report a name given to ``watch_chunks`` that no plugin with an on_stream_chunk has."""
+    """Report a name given to ``watch_chunks`` or ``watch_response`` that no plugin with the hook has."""
 
-    def __init__(self, name: str, known: Iterable[str]) -> None:
-        super().__init__(name, "on_stream_chunk")
-        told = f"watch_chunks({name!r}) was called, and no enabled plugin of that name has on_stream_chunk"
+    def __init__(self, name: str, asked: str, hook: str, known: Iterable[str]) -> None:
+        super().__init__(name, hook)
+        told = f"{asked}({name!r}) was called, and no enabled plugin of that name has {hook}"
         self.args = (f"{told}; those that have one: {', '.join(map(repr, known)) or 'none'}",)

@@ -21,6 +21,7 @@ import pluggy
 from penstock.errors import RequestError
 from penstock.models import Candidate, Exchange, Principal, Response
 from penstock.providers import Provider
+from penstock.translation import Translator
 
 if TYPE_CHECKING:
     import click
@@ -41,6 +42,16 @@ def register_providers() -> Iterable[Provider]:
 
     When: once, while the gateway is built, before any lifespan is entered; no I/O.
     Returns: Provider objects; two of one type are a configuration error.
+    """
+    raise AssertionError("specification only")
+
+
+@hookspec
+def register_translators() -> Iterable[Translator]:
+    """Return what turns requests of one dialect into another, and the answers back.
+
+    When: once, while the gateway is built; no I/O.
+    Returns: Translator objects; two between the same dialects are a configuration error.
     """
     raise AssertionError("specification only")
 
@@ -116,6 +127,18 @@ def admit_attempt(exchange: Exchange) -> RequestError | None:
     Returns: None to go ahead, or the refusal that answers the client if no other candidate is left. The skip is among
     ``exchange.attempts`` with the refusal's code as its reason.
     Raises: RequestError to end the exchange instead.
+    """
+
+
+@hookspec
+def on_response(exchange: Exchange, body: bytes) -> bytes | None:
+    """Judge or change an answer as a whole, before any of it reaches the client.
+
+    When: once the body of an answer below 400 that is no event stream is complete, for plugins that asked for it with
+    ``exchange.watch_response(name)``; ``body`` is in the client's dialect, without content coding. The answer is
+    gathered for that, at most 64 MiB; on event streams ``on_stream_chunk`` is asked instead.
+    Returns: None leaves the body as it is, bytes replace it.
+    Raises: RequestError to answer with a refusal instead; what was used is settled all the same.
     """
 
 

@@ -143,7 +143,7 @@ class AnthropicProvider(HTTPProvider):
 
     def read_usage(self, exchange: Exchange, window: BodyWindow) -> Usage | None:
         """Read what the provider reported."""
-        endpoint: Endpoint = exchange.request.endpoint
+        endpoint: Endpoint = exchange.upstream_endpoint or exchange.request.endpoint
         if endpoint.operation != "messages":
             return None
         return anthropic_dialect.read_usage(window, is_stream=exchange.is_stream)

@@ -395,6 +395,12 @@ class Exchange:
     """Says how answers may be cached: ``respect`` what the client asks, or ``disable``."""
     window: BodyWindow | None = attrs.field(default=None, repr=False)
     """What the meter kept of the response body, once it has ended."""
+    upstream_endpoint: Endpoint | None = None
+    """The endpoint the candidate was asked at, where that speaks another dialect than the client; None where not."""
+    params_dropped: tuple[str, ...] = ()
+    """Members of the request that a translation left out."""
+    response_watchers: set[str] | None = None
+    """Names given to ``watch_response``."""
     chunk_watchers: set[str] | None = None
     """Names given to ``watch_chunks``; None where no chunk hook sees the response."""
     _peek: RequestPeek | None = attrs.field(default=None, repr=False)
@@ -427,6 +433,15 @@ class Exchange:
         if self.chunk_watchers is None:
             self.chunk_watchers = set()
         self.chunk_watchers.add(plugin)
+
+    def watch_response(self, plugin: str) -> None:
+        """Ask that the named plugin's on_response sees this exchange's answer as a whole, unless it is a stream.
+
+        ``plugin`` is its name in the configuration. To be called before the attempt whose answer is meant.
+        """
+        if self.response_watchers is None:
+            self.response_watchers = set()
+        self.response_watchers.add(plugin)
 
 
 def _bounded(peek: RequestPeek) -> RequestPeek:

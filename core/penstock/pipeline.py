@@ -19,6 +19,7 @@ import attrs
 
 from penstock.awaited import open_relay
 from penstock.dialects.estimate import estimate_usage
+from penstock.editing import Chunk
 from penstock.endpoints import ALL
 from penstock.envelopes import error_response
 from penstock.errors import PluginError, RequestError, UpstreamError
@@ -30,7 +31,10 @@ from penstock.models import Attempt, Candidate, Exchange, Principal, Response, U
 from penstock.providers import Transport, UpstreamRequest
 from penstock.relay import Client, Relay
 from penstock.replies import FieldError
+from penstock.retrying import bounded, is_retryable, may_go_on
 from penstock.telemetry import Telemetry
+from penstock.translation import TranslatorRegistry, build_translated
+from penstock.whole import WholeRelay
 
 SETTLE_SECONDS = 5.0
 _ESTIMATED = frozenset({"chat", "responses", "messages", "completions", "embeddings"})
@@ -47,7 +51,6 @@ _TOLD_OF_FAULT = {
     "protocol": "The provider sent an invalid answer.",
 }
 """What a client is told of an attempt that failed; hosts and addresses are nobody's business but the operator's."""
-_RETRYABLE_STATUS = frozenset({404, 429, 529})
 
 
 class Connection(Client, Protocol):
@@ -77,6 +80,7 @@ class Pipeline:
     telemetry: Telemetry
     max_body_bytes: int
     drain: Drain | None = None
+    translators: TranslatorRegistry = attrs.Factory(TranslatorRegistry)
 
     async def handle(self, exchange: Exchange, client: Connection) -> None:
         """Take an exchange from its parsed request to its settlement; the answer is written to ``client``."""
@@ -151,7 +155,7 @@ class Pipeline:
                     last = None  # what went wrong with the next is not settled by this one's body
                 last = await self._attempt(exchange, candidate, client)
                 last_candidate = candidate
-                if last is not None and exchange.attempts[-1].reason is None:
+                if not may_go_on(exchange):
                     break
             exchange.candidate = last_candidate
             if last is None:
@@ -215,7 +219,7 @@ class Pipeline:
         attempt = Attempt(number, binding.id, binding.type, candidate.model, new_span_id(), started)
         exchange.attempts.append(attempt)
         try:
-            request = self._build(exchange, candidate)
+            request = bounded(exchange, self._build(exchange, candidate))
             edits = self.hooks.edits_for(exchange, request.response_filter)
             waiting = monotonic_ns()
             try:
@@ -223,7 +227,8 @@ class Pipeline:
             finally:
                 exchange.upstream_ns += monotonic_ns() - waiting
             attempt.status = response.head.status
-            return await self._judge(exchange, attempt, request, open_relay(exchange, response, client, edits))
+            relay = open_relay(exchange, response, client, edits, request.translation)
+            return await self._judge(exchange, attempt, request, relay)
         except UpstreamError as error:
             _note_fault(attempt, error)
             return None
@@ -262,14 +267,24 @@ class Pipeline:
         return relay
 
     def _build(self, exchange: Exchange, candidate: Candidate) -> UpstreamRequest:
+        provider, endpoint = candidate.provider, exchange.request.endpoint
+        if exchange.upstream_endpoint is not None:
+            exchange.upstream_endpoint, exchange.params_dropped = None, ()
+        translator = None
+        if self.translators and endpoint.dialect not in provider.dialects:
+            translator = self.translators.between(endpoint, provider)
         try:
-            return candidate.provider.build(exchange, candidate)
+            if translator is not None:
+                return build_translated(exchange, candidate, translator)
+            return provider.build(exchange, candidate)
         except (RequestError, PluginError):
             raise
         except Exception as error:
             raise PluginError(candidate.provider.type, "build") from error
 
     async def _relay(self, exchange: Exchange, relay: Relay) -> None:
+        if isinstance(relay, WholeRelay):
+            await self._review(exchange, relay)
         exchange.status = relay.response.head.status
         exchange.is_stream = relay.is_sse
         relay.commit()
@@ -288,6 +303,17 @@ class Pipeline:
                 self.telemetry.report_fault(exchange, relay.fault)
         if exchange.window is None:
             exchange.window = relay.meter.window()
+
+    async def _review(self, exchange: Exchange, relay: WholeRelay) -> None:
+        """Show a whole answer to whoever asked for it. Raises RequestError for one the client must not see."""
+        body = relay.body
+        for call in self.hooks.reviewers_of(exchange) if relay.response.head.status < 400 else ():
+            body = await call.response(exchange, body)
+        for call in relay.edits.calls:
+            body = await call.chunk_async(exchange, Chunk(body, is_event_stream=False))
+            body += await call.chunk_async(exchange, Chunk(b"", is_event_stream=False, is_end=True))
+        if body is not relay.body:
+            relay.replace(body)
 
     async def _drain(self, relay: Relay, drain: Drain) -> None:
         """Read on after the client has gone, within bounds, so that the provider's usage report arrives."""
@@ -360,11 +386,6 @@ def _estimated(exchange: Exchange, window: BodyWindow) -> Usage | None:
     if request.endpoint.operation not in _ESTIMATED:
         return None
     return estimate_usage(editable_body(request), window, is_stream=exchange.is_stream)
-
-
-def is_retryable(status: int) -> bool:
-    """Say whether another candidate may be tried after this status."""
-    return status >= 500 or status in _RETRYABLE_STATUS
 
 
 def _note_fault(attempt: Attempt, error: UpstreamError) -> None:

@@ -18,6 +18,7 @@ from penstock.models import Candidate, Exchange, ProviderBinding, Timeouts, Usag
 if TYPE_CHECKING:
     from penstock.framing import Framing
     from penstock.metering import BodyWindow
+    from penstock.translation import Through
 
 
 @attrs.frozen(cache_hash=True)
@@ -61,6 +62,8 @@ class UpstreamRequest:
     """Bounds of the attempt."""
     response_filter: ResponseFilter | None = None
     """What undoes on the response an edit of this request."""
+    translation: Through | None = None
+    """What turns the response into the client's dialect, where that is another; the gateway's own."""
     transport: Transport | None = None
     """The provider's own transport; None lets the gateway choose by origin."""
 

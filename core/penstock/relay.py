@@ -24,6 +24,7 @@ from penstock.editing import NO_EDITS, Editor, Edits, PayloadReader, coding_of, 
 from penstock.envelopes import stream_error_payload
 from penstock.errors import RequestError, UpstreamError
 from penstock.framing import ChunkedFraming, encode_chunk
+from penstock.heads import ResponseHead
 from penstock.metering import Meter
 from penstock.models import Exchange
 from penstock.probing import PROBE_BYTES, Verdict, probe_stream
@@ -32,11 +33,17 @@ from penstock.sse import terminal_event
 if TYPE_CHECKING:
     from penstock.providers import UpstreamResponse
 
-__all__ = ["PROBE_BYTES", "QUEUED_BYTES", "Client", "Relay"]
+__all__ = ["PROBE_BYTES", "QUEUED_BYTES", "Client", "Relay", "is_stream"]
 
 QUEUED_BYTES = 64 * 1024
 """What is held before the upstream is made to wait: of an answer not committed yet, or for hooks that await."""
 _END_OF_CHUNKS = b"0\r\n\r\n"
+
+
+def is_stream(head: ResponseHead) -> bool:
+    """Tell whether a body is an event stream."""
+    content_type = head.headers.get(b"content-type")
+    return content_type is not None and content_type.startswith(b"text/event-stream")
 
 
 class Client(Protocol):
@@ -77,8 +84,7 @@ class Relay:
         self._exchange = exchange
         self._client = client
         self._write: Callable[[bytes], None] = client.write
-        content_type = head.headers.get(b"content-type")
-        self.is_sse = content_type is not None and content_type.startswith(b"text/event-stream")
+        self.is_sse = is_stream(head)
         self._coding = coding_of(head)
         """The content codings of what the client gets."""
         self._payload: PayloadReader | None = None
@@ -279,6 +285,8 @@ class Relay:
             return
         try:
             self._emit(editor.feed(payload))
+        except UpstreamError as error:
+            self._break_off(error)
         except Exception as error:  # noqa: BLE001 - a plugin's fault must not reach the transport's callback
             self._block(error)
         else:
@@ -306,6 +314,8 @@ class Relay:
             return
         try:
             self._emit(editor.finish())
+        except UpstreamError as error:
+            self._break_off(error)
         except Exception as error:  # noqa: BLE001 - a plugin's fault must not reach the transport's callback
             self._block(error)
         else:
@@ -360,8 +370,8 @@ class Relay:
         """Append one error event on a frame boundary."""
         payload = stream_error_payload(self._exchange.request.endpoint.family, kind, code, message)
         pending = self._meter.window().text[-PROBE_BYTES:]
-        if self._editor is not None and self._editor.splitter is not None:
-            pending = b""  # hooks let whole events through only
+        if self._editor is not None and self._editor.lets_whole_events_through:
+            pending = b""
         event = terminal_event("error", payload, pending=pending)
         if self.is_raw and self.response.head.chunked:
             event = self._meter.follower().continuation(event)

@@ -84,6 +84,7 @@ class ReplyHeads:
             stem + b"Request-Id: %b\r\n" + stem + b"Trace-Id: %b\r\n" + stem + b"Span-Id: %b\r\n"
             b"traceparent: 00-%b-%b-%b\r\n"
         )
+        self._dropped = stem + b"Params-Dropped: %b\r\n"
         self._answered = (
             stem + b"Provider: %b\r\n" + stem + b"Model: %b\r\n" + stem + b"Fallback-Count: %d\r\n"
             + stem + b"Cache: %b\r\n" + stem + b"Cache-Mode: %b\r\n"
@@ -128,6 +129,8 @@ class ReplyHeads:
                 _cache_outcome(exchange),
                 exchange.cache_mode.encode(),
             )
+        if exchange.params_dropped:
+            own += self._dropped % _field_value(", ".join(exchange.params_dropped))
         if exchange.reply_fields:
             fields, exchange.reply_fields = exchange.reply_fields, []
             own += field_lines(fields)  # where this raises, the refusal goes out without them
@@ -138,6 +141,8 @@ class ReplyHeads:
 def _cache_outcome(exchange: Exchange) -> bytes:
     if exchange.cache_mode == "disable":
         return b"bypass"
+    if exchange.cache_mode == "force":
+        return b"force"
     usage = exchange.usage
     if usage is None:
         return b"unknown"

@@ -18,6 +18,7 @@ from penstock.errors import ConfigurationError
 from penstock.models import Principal, ProviderBinding
 from penstock.providers import Provider, ProviderRegistry, UpstreamRequest
 from penstock.shared import Shared
+from penstock.translation import TranslatorRegistry
 
 T = TypeVar("T")
 GROUP = "penstock"
@@ -109,6 +110,8 @@ class Services:
 
     Complete once the first lifespan is entered.
     """
+    translators: TranslatorRegistry
+    """Who translates between dialects: ``translators.between(endpoint, provider)``. Complete with the providers."""
     clock: Callable[[], float]
     """Wall clock for whatever depends on dates: seconds since the epoch. Tests move it."""
     shared: Shared
@@ -135,6 +138,7 @@ class Services:
         self.shared = shared or Shared()
         self.folder = folder or Path()
         self.providers = ProviderRegistry()
+        self.translators = TranslatorRegistry()
         self._offered: dict[Any, Any] = {}
 
     def provide(self, protocol: type[T], implementation: T) -> None:

@@ -28,7 +28,7 @@ SECTIONS = {
     "For providers": (
         "Provider", "HTTPProvider", "OpenAIProvider", "AnthropicProvider", "ProviderBinding", "Timeouts", "RateLimits",
         "Fallback", "PolicyRules", "PatternRules", "GuardrailAttachment", "Secret", "Address", "Origin", "UpstreamRequest", "ResponseFilter", "Transport", "UpstreamResponse",
-        "ResponseHead", "Receiver",
+        "ResponseHead", "Receiver", "Translator", "Translated", "ReplyTranslation", "TranslatorRegistry",
     ),
     "Shared by plugins": (
         "Services", "BindingDirectory", "KeyDirectory", "KeyRecord", "KeyHasher", "Fetch", "FetchedResponse", "Mount",

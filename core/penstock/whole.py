@@ -1,0 +1,91 @@
+"""A response body that is gathered before any of it is committed: to be translated, or judged as a whole.
+
+The client has seen nothing when the whole body is there, so what turns out unreadable is an attempt that failed, and
+what is refused is a refusal like any other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from penstock.editing import Edits
+from penstock.errors import UpstreamError
+from penstock.models import Exchange
+from penstock.relay import Client, Relay
+
+if TYPE_CHECKING:
+    from penstock.providers import UpstreamResponse
+    from penstock.translation import Through
+
+MOST_BYTES = 64 * 1024 * 1024
+"""What is gathered of a body at most."""
+
+
+class WholeRelay(Relay):
+    """Hold a body that is no event stream until it is complete."""
+
+    __slots__ = ("_gathered", "_gathered_bytes", "_through", "edits")
+
+    def __init__(
+        self, exchange: Exchange, response: UpstreamResponse, client: Client, edits: Edits, through: Through | None
+    ) -> None:
+        super().__init__(exchange, response, client, edits)
+        self.edits = edits
+        """Whoever may change the body before it is committed."""
+        self._editor = None
+        self._through = through
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
+
+    @property
+    def body(self) -> bytes:
+        """Return the complete body, in the client's dialect, without content coding."""
+        return self._buffer
+
+    def replace(self, body: bytes) -> None:
+        """Put another body in its place."""
+        self._buffer = body
+        self.response.head = attrs.evolve(self.response.head, content_length=len(body))
+
+    def _hold(self, data: bytes) -> None:
+        if self._upstream_error is not None:
+            return
+        assert self._payload is not None
+        try:
+            data = self._payload.feed(data)
+        except UpstreamError as error:
+            self.fail(error)
+            return
+        self._gathered.append(data)
+        self._gathered_bytes += len(data)
+        if self._gathered_bytes > MOST_BYTES:
+            self.fail(UpstreamError("protocol", f"the provider's answer has over {MOST_BYTES} bytes"))
+
+    def finish(self) -> None:
+        if self._upstream_error is not None:
+            return
+        assert self._payload is not None
+        body = b"".join(self._gathered)
+        self._gathered.clear()
+        self._meter.add(body)
+        try:
+            self._payload.finish()
+            if self._through is not None:
+                body = self._through.feed(body) + self._through.finish()
+        except UpstreamError as error:
+            self.fail(error)
+            return
+        self.replace(body)
+        self._is_finished = True
+        self._decide("ready")
+
+    def commit(self) -> None:
+        """Give the response to the client."""
+        if self._exchange.status == 200:
+            self._read_usage_early()
+        super().commit()
+
+    def _forward(self, payload: bytes) -> None:
+        self._emit(payload)  # metered as it came
