@@ -144,8 +144,8 @@ VALIDITY = (
     (
         "pre_request",
         "once a hook asked",
-        "chunk_watchers",
-        "`watch_chunks` sets it; empty, not None, where a plugin sees all chunks.",
+        "chunk_watchers response_watchers",
+        "`watch_chunks` and `watch_response` set them; the first is empty, not None, where a plugin sees all chunks.",
     ),
     (
         "pre_request",
@@ -164,6 +164,12 @@ VALIDITY = (
         "per attempt",
         "attempts candidate",
         "Empty and None at the first attempt. Then `attempts` holds those that failed, `candidate` the last one tried.",
+    ),
+    (
+        "on_response",
+        "where the candidate speaks another dialect",
+        "upstream_endpoint params_dropped",
+        "None and empty where nothing was translated.",
     ),
     (
         "on_stream_chunk",
