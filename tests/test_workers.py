@@ -135,6 +135,14 @@ async def test_workers_that_are_ready_first_wait_to_listen_for_the_last(tmp_path
         assert events.index("listening") > events.index("freed")
 
 
+async def test_signal_during_the_start_ends_it(tmp_path: Path, anyio_backend: Any) -> None:
+    async with supervising(plugged(tmp_path, anyio_backend, WAITS), workers=2) as process:
+        await process.log("waits")
+        process.signal(SIGTERM)
+        assert await process.ended() == 0
+        assert "listening" not in [line["event"] for line in process.lines]
+
+
 REFUSES = """
 class Own:
     @hookimpl

@@ -8,7 +8,8 @@ import importlib.util
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 
 import anyio
 import attrs
@@ -53,35 +54,75 @@ def _serve_one(
 
 
 async def _run(gateway: Gateway, read: Read, announce: Announce | None, place: Place | None) -> None:
-    log = gateway.telemetry.log
+    """Serve until a signal; one that comes during the start ends the start."""
+    failed: Exception | None = None
     with anyio.open_signal_receiver(*SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a worker is forked with them blocked
         if place is not None:
             _end_with(place.lifeline)
-        async with gateway.running():
-            if place is not None:
-                await _wait_for_the_others(place)
-            try:
-                port = await gateway.listen(reuse_port=place is not None)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"{gateway.configuration.source}: [gateway] listen: cannot listen on "
-                    f"{gateway.configuration.gateway.listen}: {error.strerror or error}"
-                ) from error
-            _settle_garbage()
-            runtime_file = RuntimeFile()
-            try:
-                _let_in(gateway, port, runtime_file)
-                log.info("listening", address=gateway.configuration.gateway.listen, port=port)
-                if announce is not None:
-                    announce(port)
-                async for number in signals:
-                    if number != signal.SIGHUP:
-                        break
-                    await _reload(gateway, read, log, lambda: _let_in(gateway, port, runtime_file))
-            finally:
-                runtime_file.remove()
-            log.info("draining", in_flight=gateway.server.in_flight)
+        arrived = _Arrived()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(arrived.take, signals)
+            with arrived.start:
+                try:
+                    await _serve(gateway, read, announce, place, arrived)
+                except Exception as error:  # noqa: BLE001 - as itself, not in a group
+                    failed = error
+            tasks.cancel_scope.cancel()
+    if failed is not None:
+        raise failed
+
+
+@attrs.define(eq=False)
+class _Arrived:
+    """Signals on their way to who serves; before anything is served those that end a process end its start."""
+
+    start: anyio.CancelScope = attrs.Factory(anyio.CancelScope)
+    is_started: bool = False
+    _numbers: deque[int] = attrs.Factory(deque)
+    _event: anyio.Event = attrs.Factory(anyio.Event)
+
+    async def take(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if number != signal.SIGHUP and not self.is_started:
+                self.start.cancel()
+            self._numbers.append(number)
+            self._event.set()
+
+    async def next(self) -> int:
+        while not self._numbers:
+            self._event = anyio.Event()
+            await self._event.wait()
+        return self._numbers.popleft()
+
+
+async def _serve(
+    gateway: Gateway, read: Read, announce: Announce | None, place: Place | None, arrived: _Arrived
+) -> None:
+    log = gateway.telemetry.log
+    async with gateway.running():
+        if place is not None:
+            await _wait_for_the_others(place)
+        try:
+            port = await gateway.listen(reuse_port=place is not None)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{gateway.configuration.source}: [gateway] listen: cannot listen on "
+                f"{gateway.configuration.gateway.listen}: {error.strerror or error}"
+            ) from error
+        arrived.is_started = True
+        _settle_garbage()
+        runtime_file = RuntimeFile()
+        try:
+            _let_in(gateway, port, runtime_file)
+            log.info("listening", address=gateway.configuration.gateway.listen, port=port)
+            if announce is not None:
+                announce(port)
+            while await arrived.next() == signal.SIGHUP:
+                await _reload(gateway, read, log, lambda: _let_in(gateway, port, runtime_file))
+        finally:
+            runtime_file.remove()
+        log.info("draining", in_flight=gateway.server.in_flight)
 
 
 def _let_in(gateway: Gateway, port: int, runtime_file: RuntimeFile) -> None:
