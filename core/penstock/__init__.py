@@ -5,6 +5,19 @@ from penstock.editing import Chunk
 from penstock.endpoints import Endpoint
 from penstock.envelopes import header_stem
 from penstock.errors import ConfigurationError, PenstockError, PluginError, RequestError, UpstreamError
+from penstock.evaluators import (
+    ALL_DIRECTIONS,
+    ALLOW,
+    GUARDRAIL_OUTCOMES,
+    Check,
+    Evaluator,
+    EvaluatorRegistry,
+    GuardrailCounts,
+    GuardrailOutcome,
+    Subject,
+    TextEdit,
+    Verdict,
+)
 from penstock.forwarding import (
     Address,
     address_of,
@@ -62,21 +75,29 @@ from penstock.translation import ReplyTranslation, Translated, Translator, Trans
 __version__ = "0.1.0"
 
 __all__ = [
+    "ALLOW",
+    "ALL_DIRECTIONS",
+    "GUARDRAIL_OUTCOMES",
     "Address",
     "AnthropicProvider",
     "Attempt",
     "BindingDirectory",
     "BodyWindow",
     "Candidate",
+    "Check",
     "Chunk",
     "ConfigurationError",
     "Endpoint",
+    "Evaluator",
+    "EvaluatorRegistry",
     "Event",
     "Exchange",
     "Fallback",
     "Fetch",
     "FetchedResponse",
     "GuardrailAttachment",
+    "GuardrailCounts",
+    "GuardrailOutcome",
     "HTTPProvider",
     "Headers",
     "KeyDirectory",
@@ -105,6 +126,8 @@ __all__ = [
     "Secret",
     "Services",
     "StateKey",
+    "Subject",
+    "TextEdit",
     "Timeouts",
     "TraceContext",
     "Translated",
@@ -115,6 +138,7 @@ __all__ = [
     "UpstreamRequest",
     "UpstreamResponse",
     "Usage",
+    "Verdict",
     "address_of",
     "bearer",
     "display_prefix",

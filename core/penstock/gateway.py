@@ -135,6 +135,10 @@ def build_generation(
             with faults_named(name, "register_translators"):
                 for translator in _listed("register_translators", "translators", offered):
                     services.translators.add(translator)
+        for name, offered in collect(manager, "register_evaluators"):
+            with faults_named(name, "register_evaluators"):
+                for evaluator in _listed("register_evaluators", "evaluators", offered):
+                    services.evaluators.add(evaluator)
         mounts = tuple(_checked_mounts(collect(manager, "register_routes")))
         lifespans = collect(manager, "lifespan")
     return Generation(configuration, services, plugins, pipeline, mounts, lifespans)

@@ -36,7 +36,8 @@ _MORE_ARGUMENTS = {"on_stream_chunk": ("chunk",), "on_response": ("body",)}
 HOOK_SECONDS = 30.0
 """How long a hook may await, unless the configuration says otherwise."""
 ONCE = (
-    "register_providers", "register_translators", "register_routes", "register_commands", "lifespan",
+    "register_providers", "register_translators", "register_evaluators", "register_routes", "register_commands",
+    "lifespan",
 )  # fmt: skip
 
 

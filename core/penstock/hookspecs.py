@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from penstock.errors import RequestError
+from penstock.evaluators import Evaluator
 from penstock.models import Candidate, Exchange, Principal, Response
 from penstock.providers import Provider
 from penstock.translation import Translator
@@ -52,6 +53,16 @@ def register_translators() -> Iterable[Translator]:
 
     When: once, while the gateway is built; no I/O.
     Returns: Translator objects; two between the same dialects are a configuration error.
+    """
+    raise AssertionError("specification only")
+
+
+@hookspec
+def register_evaluators() -> Iterable[Evaluator]:
+    """Return what guardrails may run.
+
+    When: once, while the gateway is built; no I/O.
+    Returns: Evaluator objects; two of one type are a configuration error.
     """
     raise AssertionError("specification only")
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import attrs
 
 from penstock.errors import ConfigurationError
+from penstock.evaluators import EvaluatorRegistry
 from penstock.models import Principal, ProviderBinding
 from penstock.providers import Provider, ProviderRegistry, UpstreamRequest
 from penstock.shared import Shared
@@ -112,6 +113,8 @@ class Services:
     """
     translators: TranslatorRegistry
     """Who translates between dialects: ``translators.between(endpoint, provider)``. Complete with the providers."""
+    evaluators: EvaluatorRegistry
+    """What guardrails may run: ``evaluators.prepare(type, settings)``. Complete with the providers."""
     clock: Callable[[], float]
     """Wall clock for whatever depends on dates: seconds since the epoch. Tests move it."""
     shared: Shared
@@ -139,6 +142,7 @@ class Services:
         self.folder = folder or Path()
         self.providers = ProviderRegistry()
         self.translators = TranslatorRegistry()
+        self.evaluators = EvaluatorRegistry()
         self._offered: dict[Any, Any] = {}
 
     def provide(self, protocol: type[T], implementation: T) -> None:
