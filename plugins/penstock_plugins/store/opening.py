@@ -25,6 +25,7 @@ from penstock_plugins.store.following import Objects
 from penstock_plugins.store.keys import StoredKeys
 from penstock_plugins.store.ledger import JournaledLedger
 from penstock_plugins.store.objects import SQLTransaction
+from penstock_plugins.store.policies import StoredPolicies
 from penstock_plugins.store.reader import SQLLedgerReader
 from penstock_plugins.store.schema import migrate
 from penstock_plugins.store.unlocking import unlock
@@ -74,6 +75,7 @@ class OpenStore:
     keys: StoredKeys
     bindings: BindingTable
     budgets: StoredBudgets
+    policies: StoredPolicies
     local_admin: KeptToken
     counters: MemoryCounters
     ledger: JournaledLedger
@@ -90,7 +92,8 @@ async def open_store(
         async with Database(settings.url) as database:
             vault = await anyio.to_thread.run_sync(prepare, database, settings, beginnings, clock)
             keys, bindings, budgets = StoredKeys(), BindingTable(vault), StoredBudgets()
-            objects = Objects(database, clock, (keys, bindings, budgets))
+            policies = StoredPolicies()
+            objects = Objects(database, clock, (keys, bindings, budgets, policies))
             await objects.refresh()
             journal = Place(settings.place.database.resolve()).journal
             is_synced = settings.journal_sync == "always"
@@ -103,6 +106,7 @@ async def open_store(
                     keys=keys,
                     bindings=bindings,
                     budgets=budgets,
+                    policies=policies,
                     local_admin=KeptToken(settings.place),
                     counters=accounting.counters,
                     ledger=accounting.ledger,

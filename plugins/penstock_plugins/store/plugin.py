@@ -18,6 +18,7 @@ from penstock.governance import (
     LedgerReader,
     LocalAdmin,
     ObjectStore,
+    PolicyDirectory,
     Reading,
     Transaction,
     Vault,
@@ -147,6 +148,7 @@ class Store:
         provide(Vault, self._stand("vault"))
         provide(KeyDirectory, self._stand("keys"))
         provide(BudgetDirectory, self._stand("budgets"))
+        provide(PolicyDirectory, self._stand("policies"))
         provide(Counters, self._stand("counters"))
         provide(Ledger, self._stand("ledger"))
         provide(LedgerReader, self._stand("ledger_reader"))
@@ -179,8 +181,9 @@ class Store:
             ) as store:
                 if store.settings != settings:
                     raise ConfigurationError("encryption_key, pepper and journal_sync need a restart to change")
-                if self.services.is_rehearsal and store.budgets.unreadable:
-                    raise ConfigurationError(*map(str, store.budgets.unreadable))
+                unreadable = [*store.budgets.unreadable, *store.policies.unreadable]
+                if self.services.is_rehearsal and unreadable:
+                    raise ConfigurationError(*map(str, unreadable))
                 async with self._opened(store):
                     yield
 

@@ -27,6 +27,7 @@ from penstock_plugins.store.ledger_tables import (
     key_use,
     ledger,
 )
+from penstock_plugins.store.policies import unreadable_policies
 from penstock_plugins.store.rollups import check_filters, tags_in, usage
 from penstock_plugins.store.sweep import write_in_order
 from penstock_plugins.store.totals import seed_of_budget, spent_since
@@ -98,9 +99,12 @@ class SQLLedgerReader:
 
     async def verify(self) -> AsyncIterator[Discrepancy]:
         """Derive every total anew from the rows and yield what differs."""
-        found = await self._database.read(lambda connection: [*discrepancies(connection), *unreadable_in(connection)])
-        for each in found:
+        for each in await self._database.read(_discrepancies):
             yield each
+
+
+def _discrepancies(connection: Connection) -> list[Discrepancy]:
+    return [*discrepancies(connection), *unreadable_in(connection), *unreadable_policies(connection)]
 
 
 def find_entry(connection: Connection, request_id: str) -> LedgerEntry | None:
