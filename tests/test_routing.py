@@ -250,7 +250,7 @@ async def test_names_of_any_length_are_resolved_and_long_ones_are_not_kept() -> 
         for model in ("m", "m", "x" * 257):
             assert (await ask(harness, model)).status == 200
         routing = next(each.instance for each in harness.gateway.generation.plugins if each.name == "routing")
-        assert [key[1] for key in routing._chains] == ["m"]
+        assert [key[1] for key in routing._routes] == ["m"]
 
 
 def test_two_bindings_of_one_name_are_refused() -> None:

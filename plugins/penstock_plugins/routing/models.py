@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -25,6 +25,7 @@ from penstock import (
     with_headers,
 )
 from penstock_plugins.routing.resolve import Reachable, callable_models, is_allowed
+from penstock_plugins.routing.sight import Sight
 
 CACHE_SECONDS = 60.0
 FAILURE_SECONDS = 5.0
@@ -64,14 +65,14 @@ class ModelLists:
         """Bindings that are being asked, so that many clients ask a provider once."""
 
     async def answer(
-        self, exchange: Exchange, principal: Principal, reachable: Sequence[Reachable], known_names: frozenset[str]
+        self, exchange: Exchange, principal: Principal, sight: Sight, known_names: frozenset[str]
     ) -> Response:
         """Return the listing, or the one model named by the path, in the shape of the caller's dialect."""
         models: dict[str, tuple[str, Entry]] = {
-            model: (kind, {}) for model, kind in callable_models(principal, reachable, known_names)
+            model: (kind, {}) for model, kind in callable_models(principal, sight.aliases, sight.reachable, known_names)
         }
         failed = []
-        undeclared = [found for found in reachable if not found.declares_any]
+        undeclared = [found for found in sight.native if not found.declares_any and not found.is_by_name_only]
         results: dict[str, list[Entry] | None] = {}
         async with anyio.create_task_group() as tasks:
             for found in undeclared:

@@ -13,7 +13,9 @@ from penstock import (
     BindingDirectory,
     Candidate,
     ConfigurationError,
+    Endpoint,
     Exchange,
+    Fallback,
     Fetch,
     KeyDirectory,
     Principal,
@@ -24,19 +26,36 @@ from penstock import (
     StateKey,
     hookimpl,
 )
+from penstock.governance import PolicyDirectory, PriceTable
 from penstock_plugins.routing.bindings import ConfiguredBindings, RoutingConfig, faults_of
 from penstock_plugins.routing.models import ModelLists
-from penstock_plugins.routing.resolve import Reachable, not_bound, resolve
+from penstock_plugins.routing.resolve import not_bound, resolve
+from penstock_plugins.routing.sight import Lookout
+from penstock_plugins.routing.strategies import Order, Strategies
 
 _CHAIN: StateKey[Sequence[Candidate]] = StateKey("routing.chain")
 _REFUSED: StateKey[tuple[Principal | None, Request, RequestError]] = StateKey("routing.refused")
 """Who asked for what, and why there is no chain for it."""
-_REMEMBERED_CHAINS = 10_000
+_MEASURED: StateKey[bool] = StateKey("routing.measured")
+"""Set where the policy learns from how long its candidates take."""
+_REMEMBERED_ROUTES = 10_000
 _REMEMBERED_MODEL = 256
 """Characters at most: a client chooses the name, and must not choose how much is kept."""
 _REMEMBERED_RESPONSES = 100_000
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp_[0-9A-Za-z_-]{1,128})"')
 _NOBODY = Principal("vk_anonymous", "anonymous", "anonymous")
+
+
+@attrs.frozen(eq=False)
+class _Route:
+    """Hold what is remembered of who serves a model for a key."""
+
+    candidates: Sequence[Candidate]
+    order: Order | None
+    """What orders them for each exchange; None leaves them as they are."""
+    is_measured: bool
+    fallback: Fallback | None
+    """The key's or its policy's; None is the default."""
 
 
 @attrs.define(eq=False)
@@ -48,10 +67,14 @@ class Routing:
     config: RoutingConfig
     services: Services
     _directory: BindingDirectory = attrs.field(init=False)
+    _policies: PolicyDirectory | None = attrs.field(init=False, default=None)
+    _lookout: Lookout = attrs.field(init=False)
+    _strategies: Strategies = attrs.field(init=False)
     _revision: int = attrs.field(init=False, default=0)
-    """Of the directory, when the chains were remembered."""
+    """Of the directory of bindings, when the routes were remembered."""
+    _policies_revision: int = attrs.field(init=False, default=0)
     _lists: ModelLists = attrs.field(init=False)
-    _chains: dict[tuple[Principal, str | None, str], Sequence[Candidate]] = attrs.field(init=False, factory=dict)
+    _routes: dict[tuple[Principal, str | None, str], _Route] = attrs.field(init=False, factory=dict)
     _responses: OrderedDict[bytes, str] = attrs.field(init=False, factory=OrderedDict)
     """Which binding made a stored response: its id works nowhere else."""
 
@@ -60,6 +83,13 @@ class Routing:
         if self.config.bindings:
             self.services.provide(BindingDirectory, self._directory)  # type: ignore[type-abstract]
         self._lists = ModelLists(self.services.get(Fetch), self.services.namespace)  # type: ignore[type-abstract]
+        self._look_out()
+
+    def _look_out(self) -> None:
+        services = self.services
+        self._policies = services.find(PolicyDirectory)  # type: ignore[type-abstract]
+        self._lookout = Lookout(services, self._directory, self._policies)
+        self._strategies = Strategies(services.find(PriceTable), services.clock)  # type: ignore[type-abstract]
 
     @hookimpl
     @asynccontextmanager
@@ -70,6 +100,7 @@ class Routing:
             self.services.provide(BindingDirectory, self._directory)  # type: ignore[type-abstract]
         else:
             self._directory = stored
+        self._look_out()
         keys = self.services.find(KeyDirectory)  # type: ignore[type-abstract]
         faults = faults_of(list(self._directory.all_bindings()), () if keys is None else keys.all_principals())
         if faults:
@@ -96,22 +127,28 @@ class Routing:
         if endpoint.operation not in ("models", "model"):
             return None
         principal = exchange.principal or _NOBODY
-        return self._lists.answer(
-            exchange, principal, self._reachable(principal, "openai.models"), self._names(principal)
-        )
+        is_anthropic = b"anthropic-version" in exchange.request.headers
+        listed_for = "anthropic.messages" if is_anthropic else "openai.chat"
+        sight = self._lookout.look(principal, endpoint, listed_for)
+        return self._lists.answer(exchange, principal, sight, self._lookout.names(principal))
 
     def _resolve(self, exchange: Exchange) -> None:
-        """Set the chain; a refusal waits for select_provider, as another plugin may know whom to ask."""
+        """Set the chain; a refusal waits for select_provider, as another plugin may know whom to ask.
+
+        One of a policy that nobody can read waits for nobody: what it forbids is not known.
+        """
         try:
             chain = self._chain(exchange)
         except RequestError as refusal:
+            if refusal.code == "policy_rules_invalid":
+                raise
             exchange.state[_REFUSED] = exchange.principal, exchange.request, refusal
             return
         exchange.chain = exchange.state[_CHAIN] = chain
 
     @hookimpl
     def select_provider(self, exchange: Exchange) -> Candidate | None:
-        """Return the first binding of the chain that nobody has tried."""
+        """Return the first binding of the chain that nobody has tried; the only one as often as its retries say."""
         chain = exchange.state.get(_CHAIN)
         if chain is None:
             chain = exchange.state[_CHAIN] = self._chain_after_others(exchange)
@@ -119,7 +156,11 @@ class Routing:
         if not attempts:
             return chain[0] if chain else None
         tried = [attempt.binding_id for attempt in attempts]
-        return next((candidate for candidate in chain if candidate.binding.id not in tried), None)
+        untried = next((candidate for candidate in chain if candidate.binding.id not in tried), None)
+        if untried is not None or len(chain) != 1 or not exchange.fallback.same_binding_retries:
+            return untried
+        is_skipped = any(attempt.is_skipped for attempt in attempts)
+        return None if is_skipped or len(tried) > exchange.fallback.same_binding_retries else chain[0]
 
     def _chain_after_others(self, exchange: Exchange) -> Sequence[Candidate]:
         principal, request, refusal = exchange.state.get(_REFUSED) or (None, None, None)
@@ -134,9 +175,14 @@ class Routing:
 
     @hookimpl
     def post_response(self, exchange: Exchange) -> None:
-        """Remember which binding made a stored response."""
+        """Remember which binding made a stored response, and how long candidates took where a policy goes by that."""
+        principal = exchange.principal
+        if principal is not None and principal.routing_policy_id is not None and _MEASURED in exchange.state:
+            self._strategies.latencies.measure(exchange.attempts)
         if exchange.request.endpoint.operation != "responses" or exchange.window is None:
             return
+        if exchange.upstream_endpoint is not None:
+            return  # it was translated: nobody stored it
         found = _RESPONSE_ID.search(exchange.window.head)
         if found is None or exchange.candidate is None:
             return
@@ -154,28 +200,60 @@ class Routing:
             if endpoint.family == "gemini" and _may_go_without_model(exchange.request.path, principal):
                 return self._chain_of_stored(exchange, principal)
             raise RequestError("missing_model", 'The request body names no model; add a "model".', param="model")
-        if self._directory.revision != self._revision:
-            self._chains.clear()
-            self._revision = self._directory.revision
-        key = (principal, model, endpoint.dialect)
-        chain = self._chains.get(key)
-        if chain is None:
-            reachable = self._reachable(principal, endpoint.dialect)
-            elsewhere = self._elsewhere(principal, endpoint.dialect)
-            chain = tuple(resolve(model, principal, reachable, self._names(principal), elsewhere))
-            if len(self._chains) >= _REMEMBERED_CHAINS:
-                self._chains.clear()
-            if len(model) <= _REMEMBERED_MODEL:
-                self._chains[key] = chain
+        route = self._route(principal, model, endpoint)
+        if route.fallback is not None:
+            exchange.fallback = route.fallback
+        chain = route.candidates
+        if route.order is not None:
+            chain = route.order()
+            if route.is_measured:
+                exchange.state[_MEASURED] = True
         previous = exchange.peek.previous_response_id
-        return chain if previous is None else self._maker_first(chain, previous)
+        return chain if previous is None else self._maker_first(chain, previous, endpoint)
 
-    def _maker_first(self, chain: Sequence[Candidate], previous: str) -> Sequence[Candidate]:
-        """Return the chain with the binding in front that made the response a new one builds on."""
+    def _route(self, principal: Principal, model: str, endpoint: Endpoint) -> _Route:
+        """Return who serves a model for a key; remembered until bindings change, or policies for a key with one."""
+        if self._directory.revision != self._revision:
+            self._routes.clear()
+            self._revision = self._directory.revision
+        if principal.routing_policy_id is not None and self._policies is not None:
+            revision = self._policies.revision
+            if revision != self._policies_revision:
+                self._routes.clear()
+                self._policies_revision = revision
+        key = (principal, model, endpoint.operation)
+        route = self._routes.get(key)
+        if route is None:
+            route = self._find_route(principal, model, endpoint)
+            if len(self._routes) >= _REMEMBERED_ROUTES:
+                self._routes.clear()
+            if len(model) <= _REMEMBERED_MODEL:
+                self._routes[key] = route
+        return route
+
+    def _find_route(self, principal: Principal, model: str, endpoint: Endpoint) -> _Route:
+        sight = self._lookout.look(principal, endpoint)
+        names = self._lookout.names(principal)
+        chain = tuple(
+            resolve(model, principal, sight.aliases, sight.reachable, known_names=names, elsewhere=sight.elsewhere)
+        )
+        policy = sight.policy
+        order = None if policy is None else self._strategies.order_of(policy, chain)
+        is_measured = order is not None and policy is not None and policy.strategy == "least_latency"
+        return _Route(chain, order, is_measured, sight.fallback)
+
+    def _maker_first(self, chain: Sequence[Candidate], previous: str, endpoint: Endpoint) -> Sequence[Candidate]:
+        """Return the chain with the binding in front that made the response a new one builds on.
+
+        Nobody else's stored response can be translated. Raises RequestError ``unsupported_parameter`` where no binding
+        speaks the dialect.
+        """
+        native = [candidate for candidate in chain if endpoint.dialect in candidate.provider.dialects]
+        if not native:
+            message = "No provider binding that can serve this model keeps responses; send the whole conversation."
+            raise RequestError("unsupported_parameter", message, param="previous_response_id")
         maker = self._responses.get(previous.encode())
-        if maker is None:
-            return chain
-        return sorted(chain, key=lambda candidate: candidate.binding.id != maker)
+        return native if maker is None else sorted(native, key=lambda candidate: candidate.binding.id != maker)
 
     def _chain_of_stored(self, exchange: Exchange, principal: Principal) -> Sequence[Candidate]:
         """Return where a stored response lives; one that is not remembered can only be the primary's.
@@ -184,35 +262,18 @@ class Routing:
         """
         identifier = exchange.request.path.removeprefix(b"/v1/responses/").partition(b"/")[0]
         maker = self._responses.get(identifier)
-        dialect = exchange.request.endpoint.dialect
-        reachable = self._reachable(principal, dialect)
-        chosen = reachable[:1] if maker is None else [found for found in reachable if found.binding.id == maker]
+        sight = self._lookout.look(principal, exchange.request.endpoint)
+        if sight.fallback is not None:
+            exchange.fallback = sight.fallback
+        if maker is None:
+            chosen = [found for found in sight.native if not found.is_by_name_only][:1]
+        else:
+            chosen = [found for found in sight.native if found.binding.id == maker]
         if maker is not None and not chosen:
             raise RequestError("not_found", "There is no stored response of this id for this virtual key.")
         if not chosen:
-            raise not_bound(self._elsewhere(principal, dialect))
+            raise not_bound(sight.elsewhere)
         return [found.candidate(None, "stored") for found in chosen]
-
-    def _names(self, principal: Principal) -> frozenset[str]:
-        """Return every type, and every handle of the key's organization, reachable or not."""
-        homes = (None, principal.organization_id)
-        bindings = [binding for binding in self._directory.all_bindings() if binding.organization_id in homes]
-        handles = [binding.handle for binding in bindings if binding.handle]
-        return frozenset([*self.services.providers.types, *handles])
-
-    def _reachable(self, principal: Principal, dialect: str) -> list[Reachable]:
-        """Return the bindings a key may use whose provider speaks the dialect."""
-        return [found for found in self._bound(principal) if dialect in found.provider.dialects]
-
-    def _elsewhere(self, principal: Principal, dialect: str) -> frozenset[str]:
-        """Return the types and handles of a key's bindings whose provider does not speak the dialect."""
-        bindings = [found.binding for found in self._bound(principal) if dialect not in found.provider.dialects]
-        return frozenset(name for binding in bindings for name in (binding.type, binding.handle) if name)
-
-    def _bound(self, principal: Principal) -> list[Reachable]:
-        return [
-            Reachable(binding, self.services.provider_of(binding)) for binding in self._directory.bindings_of(principal)
-        ]
 
 
 def _may_go_without_model(path: bytes, principal: Principal) -> bool:

@@ -1,12 +1,16 @@
 """From the model a client asks for to the candidates that can serve it; pure.
 
-First match wins: alias of the key; ``handle/model``; ``type/model``; a model some binding declares or maps; the vendor
-guessed from the name; bindings that declare nothing; the key's only binding.
+First match wins: alias of the key, then of its routing policy; ``handle/model``; ``type/model``; a model some binding
+declares or maps; the vendor guessed from the name; bindings that declare nothing; the key's only binding.
+
+These rules are for bindings that speak the client's dialect. One that needs translation joins them, at its place in
+the key's order, where it declares or maps the model, and so does an entry of a routing policy that maps it; a name no
+such rule knows goes to whom it can be translated for if the vendor is guessed from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import attrs
@@ -22,6 +26,12 @@ class Reachable:
 
     binding: ProviderBinding
     provider: Provider
+    entry_map: Mapping[str, str] = attrs.field(factory=dict)
+    """What the entry of a routing policy calls a model; the binding's own map comes after it."""
+    is_translated: bool = False
+    """Whether the request has to be translated for its provider."""
+    is_by_name_only: bool = False
+    """Whether it is outside the key's routing policy, so that only ``handle/model`` or ``type/model`` gets there."""
 
     def declares(self, model: str) -> bool:
         return model in self.binding.models or model in self.binding.model_map
@@ -30,16 +40,33 @@ class Reachable:
     def declares_any(self) -> bool:
         return bool(self.binding.models or self.binding.model_map)
 
+    def joins(self, model: str) -> bool:
+        """Say whether it serves a model beside whatever the rules choose."""
+        return model in self.entry_map or (self.is_translated and self.declares(model))
+
+    def guesses(self, model: str) -> bool:
+        return not self.declares_any and model.startswith(self.provider.model_prefixes)
+
+    @property
+    def named_models(self) -> tuple[str, ...]:
+        """Return the models it is known to serve."""
+        return (*self.binding.models, *self.binding.model_map, *self.entry_map)
+
     def candidate(self, model: str | None, source: str) -> Candidate:
-        """Return the candidate, the model renamed by the binding's map."""
-        upstream = self.binding.model_map.get(model, model) if model is not None else None
+        """Return the candidate, the model renamed by the entry's map and then by the binding's."""
+        upstream = model
+        if model is not None:
+            upstream = self.entry_map.get(model, model)
+            upstream = self.binding.model_map.get(upstream, upstream)
         return Candidate(self.binding, self.provider, upstream, source)
 
 
 def resolve(
     asked: str,
     principal: Principal,
+    aliases: Mapping[str, str],
     reachable: Sequence[Reachable],
+    *,
     known_names: frozenset[str],
     elsewhere: frozenset[str] = frozenset(),
 ) -> list[Candidate]:
@@ -50,13 +77,13 @@ def resolve(
 
     Raises RequestError ``model_not_recognized``, ``provider_not_bound``, ``model_not_allowed``.
     """
-    model = principal.model_aliases.get(asked, asked)
-    if not reachable:
+    model = aliases.get(asked, asked)
+    found = _find(model, reachable, known_names, elsewhere) if reachable else []
+    if not found and all(each.is_by_name_only for each in reachable):
         raise not_bound(elsewhere)
-    found = _find(model, reachable, known_names, elsewhere)
     if not found:
-        raise _not_recognized(asked, principal, reachable, known_names)
-    if asked in principal.model_aliases:
+        raise _not_recognized(asked, principal, aliases, reachable, known_names)
+    if asked in aliases:
         found = [attrs.evolve(candidate, model_source="alias") for candidate in found]
     allowed = [candidate for candidate in found if is_allowed(principal, candidate, model)]
     if not allowed:
@@ -91,43 +118,58 @@ def _find(
     known_names: frozenset[str],
     elsewhere: frozenset[str] = frozenset(),
 ) -> list[Candidate]:
+    members = [found for found in reachable if not found.is_by_name_only]
     head, slash, rest = model.partition("/")
     if slash and rest:
-        by_handle = [found.candidate(rest, "handle") for found in reachable if found.binding.handle == head]
-        if by_handle:
-            return by_handle
-        by_type = [found.candidate(rest, "type") for found in reachable if found.binding.type == head]
-        if by_type:
-            return by_type
-        if head in known_names and not any(found.declares(model) for found in reachable):
+        named = _named(head, rest, members) or _named(head, rest, reachable)
+        if named:
+            return named
+        if head in known_names and not any(found.declares(model) or found.joins(model) for found in members):
             why = "does not serve this endpoint" if head in elsewhere else "this virtual key has no binding for"
             raise RequestError(
                 "provider_not_bound", f"The model names the provider {head!r}, which {why}.", param="model"
             )
+    return _by_rules(model, members)
+
+
+def _named(head: str, rest: str, reachable: Sequence[Reachable]) -> list[Candidate]:
+    """Return those that ``handle/model`` means, or else ``type/model``."""
+    by_handle = [found.candidate(rest, "handle") for found in reachable if found.binding.handle == head]
+    return by_handle or [found.candidate(rest, "type") for found in reachable if found.binding.type == head]
+
+
+def _by_rules(model: str, members: Sequence[Reachable]) -> list[Candidate]:
+    native = [found for found in members if not found.is_translated]
+    source, chosen = "declared", [found for found in members if found.joins(model)]
     steps: tuple[tuple[str, Callable[[Reachable], bool]], ...] = (
         ("declared", lambda found: found.declares(model)),
-        ("guessed", lambda found: not found.declares_any and model.startswith(found.provider.model_prefixes)),
+        ("guessed", lambda found: found.guesses(model)),
         ("undeclared", lambda found: not found.declares_any and not found.provider.model_prefixes),
     )
-    for source, fits in steps:
-        chosen = [found.candidate(model, source) for found in reachable if fits(found)]
-        if chosen:
-            return chosen
-    if len(reachable) == 1:
-        return [reachable[0].candidate(model, "only")]
-    return [found.candidate(model, "undeclared") for found in reachable if not found.declares_any]
+    for name, fits in steps:
+        fitting = [found for found in native if fits(found)]
+        if fitting:
+            sources = {id(found): name for found in fitting} | {id(found): source for found in chosen}
+            return [found.candidate(model, sources[id(found)]) for found in members if id(found) in sources]
+    if not chosen:
+        source, chosen = "guessed", [found for found in members if found.guesses(model)]
+    if not chosen and len(native) == 1:
+        source, chosen = "only", native
+    if not chosen:
+        source, chosen = "undeclared", [found for found in native if not found.declares_any]
+    return [found.candidate(model, source) for found in chosen]
 
 
 def callable_models(
-    principal: Principal, reachable: Sequence[Reachable], known_names: frozenset[str]
+    principal: Principal, aliases: Mapping[str, str], reachable: Sequence[Reachable], known_names: frozenset[str]
 ) -> list[tuple[str, str]]:
     """Return (model, provider type) of aliases and declared models this key may call, without duplicates."""
     names: dict[str, str] = {}
     for found in reachable:
-        for model in (*found.binding.models, *found.binding.model_map):
+        for model in () if found.is_by_name_only else found.named_models:
             if model not in names and is_allowed(principal, found.candidate(model, "declared"), model):
                 names[model] = found.binding.type
-    for alias, model in principal.model_aliases.items():
+    for alias, model in aliases.items():
         try:
             candidates = _find(model, reachable, known_names)
         except RequestError:
@@ -148,9 +190,13 @@ def not_bound(elsewhere: frozenset[str]) -> RequestError:
 
 
 def _not_recognized(
-    asked: str, principal: Principal, reachable: Sequence[Reachable], known_names: frozenset[str]
+    asked: str,
+    principal: Principal,
+    aliases: Mapping[str, str],
+    reachable: Sequence[Reachable],
+    known_names: frozenset[str],
 ) -> RequestError:
-    models = [model for model, _ in callable_models(principal, reachable, known_names)][:_SHOWN_MODELS]
+    models = [model for model, _ in callable_models(principal, aliases, reachable, known_names)][:_SHOWN_MODELS]
     hint = f"; it can call {', '.join(models)}" if models else "; name one as handle/model or type/model"
     return RequestError(
         "model_not_recognized",
