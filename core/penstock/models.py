@@ -392,7 +392,9 @@ class Exchange:
     usage: Usage | None = None
     """Tokens used."""
     cache_mode: str = "respect"
-    """Says how answers may be cached: ``respect`` what the client asks, or ``disable``."""
+    """How prompt caching is passed through: ``respect``, ``disable`` or ``force``."""
+    cache_rule_id: str | None = None
+    """The cache rule that chose the mode; None where header, key or default did."""
     window: BodyWindow | None = attrs.field(default=None, repr=False)
     """What the meter kept of the response body, once it has ended."""
     upstream_endpoint: Endpoint | None = None

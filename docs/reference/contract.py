@@ -155,6 +155,12 @@ VALIDITY = (
     ),
     (
         "pre_request",
+        "once a cache rule matched",
+        "cache_rule_id",
+        "Set with `cache_mode`, by the plugin `caching`; None where no rule did.",
+    ),
+    (
+        "pre_request",
         "once a plugin excluded a binding",
         "excluded",
         "`exchange.exclude` adds to it.",
