@@ -7,6 +7,7 @@ import re
 from typing import Any, Final
 
 import attrs
+import msgspec
 
 from penstock import RequestError
 from penstock_plugins.dialects.shared import read_data_url, refuse
@@ -19,6 +20,11 @@ _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", 
 _LEAST_BUDGET = 1024
 IMAGE_TYPES: Final = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 Block = dict[str, Any]
+
+
+class _Typed(msgspec.Struct):
+    type: str = ""
+
 
 _old_name = re.compile(r"claude-(\d)(?:[-.](\d))?-(?:opus|sonnet|haiku)").search
 _new_name = re.compile(r"claude-[a-z]+-(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)").search
@@ -90,13 +96,31 @@ class Turns:
         self.messages: list[dict[str, Any]] = []
 
     def add(self, role: str, blocks: list[Any]) -> None:
-        """Append blocks of ``user`` or ``assistant``; none add no turn."""
+        """Append blocks of ``user`` or ``assistant``; none add no turn. Results of tools come first in a turn."""
         if not blocks:
             return
-        if self.messages and self.messages[-1]["role"] == role:
-            self.messages[-1]["content"] += blocks
-        else:
+        if not self.messages or self.messages[-1]["role"] != role:
             self.messages.append({"role": role, "content": list(blocks)})
+            return
+        content = self.messages[-1]["content"]
+        if isinstance(blocks[0], dict) and blocks[0].get("type") == "tool_result":
+            ahead = (index for index, block in enumerate(content) if block.get("type") != "tool_result")
+            at = next(ahead, len(content))
+            content[at:at] = blocks
+        else:
+            content += blocks
+
+    @property
+    def lacks_thinking(self) -> bool:
+        """Tell whether tools have answered a turn that does not begin with thinking: a budget is then refused."""
+        if len(self.messages) < 2 or _kind_of(self.messages[-1]["content"][0]) != "tool_result":
+            return False
+        return _kind_of(self.messages[-2]["content"][0]) not in ("thinking", "redacted_thinking")
+
+
+def _kind_of(block: Any) -> Any:
+    """Return the type of a block, a dict or raw thinking."""
+    return block.get("type") if isinstance(block, dict) else msgspec.json.decode(block, type=_Typed).type
 
 
 def image_block(url: str, param: str) -> Block:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import attrs
@@ -26,7 +26,8 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 encode = msgspec.json.encode
 _decode_members = msgspec.json.Decoder(Members).decode
-_read_bool = msgspec.json.Decoder(bool | None).decode
+_NOTHING = frozenset({b"null", b"false", b'""', b"[]", b"{}"})
+_LONGEST_NOTHING = 64
 _no_base64 = re.compile(r"[^A-Za-z0-9+/=]").search
 _path = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
@@ -55,9 +56,30 @@ def read_as(kind: type[T], raw: bytes | msgspec.Raw, where: str = "") -> T:
         raise RequestError("bad_request", f"{param or 'The body'} cannot be read: {reason}.", param=param) from None
 
 
-def is_null(raw: msgspec.Raw) -> bool:
-    """Tell whether a member says nothing."""
-    return bytes(raw) == b"null"
+def read_member(members: Mapping[str, msgspec.Raw], name: str, kind: type[T], where: str = "") -> T | None:
+    """Return a member as a type, None where it is missing or null. Raises RequestError ``bad_request``."""
+    raw = members.get(name)
+    if raw is None or is_null(raw):
+        return None
+    return read_as(kind, raw, f"{where}.{name}" if where else name)
+
+
+def is_null(raw: msgspec.Raw | None) -> bool:
+    """Tell whether a member is missing or null."""
+    return raw is None or bytes(memoryview(raw)[:4]) == b"null"
+
+
+def says_nothing(raw: msgspec.Raw | None) -> bool:
+    """Tell whether a member is missing or empty: null, false, or without anything inside."""
+    if raw is None:
+        return True
+    view = memoryview(raw)
+    return len(view) <= _LONGEST_NOTHING and bytes(view).translate(None, b" \t\r\n") in _NOTHING
+
+
+def is_text(raw: msgspec.Raw | None) -> TypeGuard[msgspec.Raw]:
+    """Tell whether a member is a string."""
+    return raw is not None and bytes(memoryview(raw)[:1]) == b'"'
 
 
 def refuse(param: str, message: str) -> RequestError:
@@ -77,8 +99,7 @@ class Dropped:
 
     def settle(self, members: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:
         """Return the paths. Raises RequestError where the request says that nothing may be dropped."""
-        permission = members.get(DROP_TUNING_PARAMS)
-        if self._paths and permission is not None and read_as(bool | None, permission, DROP_TUNING_PARAMS) is False:  # type: ignore[arg-type]
+        if read_member(members, DROP_TUNING_PARAMS, bool) is False and self._paths:
             names = ", ".join(self._paths)
             message = f"The provider asked has no equivalent of {names}, and drop_tuning_params is false."
             raise RequestError(
@@ -133,7 +154,12 @@ class ProviderError:
     request_id: str | None = None
 
 
-_OPENAI_TYPES = {401: "authentication_error", 402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_exceeded"}  # fmt: skip
+_OPENAI_TYPES = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    429: "rate_limit_exceeded",
+}
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -163,7 +189,8 @@ def read_error(body: bytes) -> ProviderError:
     request_id = _text(envelope.get("request_id"))
     if not message:
         message = body[:2000].decode("utf-8", "replace")
-    return ProviderError(message, _text(detail.get("type")), _text(detail.get("code")), _text(detail.get("param")), request_id)  # fmt: skip
+    kind, code, param = [_text(detail.get(name)) for name in ("type", "code", "param")]
+    return ProviderError(message, kind, code, param, request_id)
 
 
 def _text(value: object) -> str | None:
