@@ -317,6 +317,14 @@ class Attempt:
         return self.reason or "answered"
 
 
+def fallbacks(attempts: Sequence[Attempt]) -> int:
+    """Return how many of these came before the last that was no skip; all but one where all were skipped."""
+    number = len(attempts) - 1
+    while number > 0 and attempts[number].is_skipped:
+        number -= 1
+    return max(0, len(attempts) - 1) if not number and attempts and attempts[0].is_skipped else max(0, number)
+
+
 @attrs.frozen
 class TraceContext:
     """Hold W3C trace context; ids are lower-case hex bytes (32 and 16 digits)."""
@@ -419,6 +427,11 @@ class Exchange:
             self._peek = _bounded(look_into(request))
             self._peeked = request
         return self._peek
+
+    @property
+    def fallback_count(self) -> int:
+        """Return how many candidates were tried or skipped before the one that answered, or that was asked last."""
+        return fallbacks(self.attempts)
 
     def exclude(self, binding_id: str, refusal: RequestError) -> None:
         """Keep the exchange from a binding: its candidates are skipped, and ``refusal`` answers if no other is left."""

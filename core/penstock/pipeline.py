@@ -33,7 +33,7 @@ from penstock.relay import Client, Relay
 from penstock.replies import FieldError
 from penstock.retrying import bounded, is_retryable, may_go_on
 from penstock.telemetry import Telemetry
-from penstock.translation import TranslatorRegistry, build_translated
+from penstock.translation import TranslatorRegistry, UntranslatableError, build_translated
 from penstock.whole import WholeRelay
 
 SETTLE_SECONDS = 5.0
@@ -150,10 +150,13 @@ class Pipeline:
                 candidate = await self._select(exchange)
                 if candidate is None:
                     break
+                attempt, request = self._prepare(exchange, candidate)
+                if request is None:
+                    continue
                 if last is not None:
                     last.response.close()
                     last = None  # what went wrong with the next is not settled by this one's body
-                last = await self._attempt(exchange, candidate, client)
+                last = await self._attempt(exchange, attempt, request, client)
                 last_candidate = candidate
                 if not may_go_on(exchange):
                     break
@@ -165,14 +168,16 @@ class Pipeline:
             if last is not None:
                 if not last.ended:
                     last.abandon()
-                exchange.window = last.meter.window()
+                if exchange.attempts[-1].reason != "not_sent":  # else it was given up for the next, which failed here
+                    exchange.window = last.meter.window()
             raise
 
     def _nobody_answered(self, exchange: Exchange) -> RequestError:
         """Return the refusal where nobody was asked, or why those that were asked gave no answer."""
         skips = [attempt for attempt in exchange.attempts if attempt.is_skipped]
         if skips and len(skips) == len(exchange.attempts) and exchange.excluded:
-            return exchange.excluded[skips[0].binding_id]
+            refusal = exchange.excluded[skips[0].binding_id]
+            return _with_attempts(exchange, refusal) if refusal.code == "circuit_open" else refusal
         if exchange.attempts:
             self.telemetry.report_exhausted(exchange)
         return _exhausted(exchange)
@@ -210,16 +215,29 @@ class Pipeline:
                 return refusal
         return None
 
-    async def _attempt(self, exchange: Exchange, candidate: Candidate, client: Connection) -> Relay | None:
-        """Dial one candidate up to the point where its answer may be committed; None where there is no answer."""
-        exchange.candidate = candidate
-        started = monotonic_ns()
+    def _prepare(self, exchange: Exchange, candidate: Candidate) -> tuple[Attempt, UpstreamRequest | None]:
+        """Begin an attempt; without a request where the candidate cannot be asked this, and is skipped."""
         binding = candidate.binding
         number = len(exchange.attempts)
-        attempt = Attempt(number, binding.id, binding.type, candidate.model, new_span_id(), started)
+        attempt = Attempt(number, binding.id, binding.type, candidate.model, new_span_id(), monotonic_ns())
         exchange.attempts.append(attempt)
         try:
-            request = bounded(exchange, self._build(exchange, candidate))
+            return attempt, bounded(exchange, self._build(exchange, candidate))
+        except UntranslatableError as error:
+            attempt.reason, attempt.is_skipped = error.refusal.code, True
+            exchange.exclude(binding.id, error.refusal)
+            attempt.ended_ns = monotonic_ns()
+            return attempt, None
+        except BaseException:
+            attempt.reason = "not_sent"
+            attempt.ended_ns = monotonic_ns()
+            raise
+
+    async def _attempt(
+        self, exchange: Exchange, attempt: Attempt, request: UpstreamRequest, client: Connection
+    ) -> Relay | None:
+        """Dial one candidate up to the point where its answer may be committed; None where there is no answer."""
+        try:
             edits = self.hooks.edits_for(exchange, request.response_filter)
             waiting = monotonic_ns()
             try:
@@ -227,7 +245,11 @@ class Pipeline:
             finally:
                 exchange.upstream_ns += monotonic_ns() - waiting
             attempt.status = response.head.status
-            relay = open_relay(exchange, response, client, edits, request.translation)
+            try:
+                relay = open_relay(exchange, response, client, edits, request.translation)
+            except BaseException:
+                response.close()
+                raise
             return await self._judge(exchange, attempt, request, relay)
         except UpstreamError as error:
             _note_fault(attempt, error)
@@ -254,12 +276,14 @@ class Pipeline:
                 timeout = request.timeouts.first_byte - (waiting - attempt.started_ns) / 1e9
                 verdict = await relay.wait_verdict(max(0.0, timeout))
                 exchange.upstream_ns += monotonic_ns() - waiting
+            if request.translation is not None and verdict == "ready":
+                relay.look_ahead(request.translation)
         except BaseException:
             relay.abandon()
             raise
-        if relay.error is not None and verdict == "failed":
+        if verdict == "failed":
             response.close()
-            raise relay.error
+            raise relay.fault or relay.error or AssertionError("a failed answer says why")
         if verdict == "error_event":
             attempt.reason = "error_event"
         elif is_retryable(response.head.status):
@@ -268,14 +292,14 @@ class Pipeline:
 
     def _build(self, exchange: Exchange, candidate: Candidate) -> UpstreamRequest:
         provider, endpoint = candidate.provider, exchange.request.endpoint
-        if exchange.upstream_endpoint is not None:
-            exchange.upstream_endpoint, exchange.params_dropped = None, ()
         translator = None
         if self.translators and endpoint.dialect not in provider.dialects:
             translator = self.translators.between(endpoint, provider)
         try:
             if translator is not None:
                 return build_translated(exchange, candidate, translator)
+            if exchange.upstream_endpoint is not None:
+                exchange.upstream_endpoint, exchange.params_dropped = None, ()
             return provider.build(exchange, candidate)
         except (RequestError, PluginError):
             raise
@@ -427,15 +451,24 @@ def _check_endpoint(exchange: Exchange) -> None:
     )
 
 
+def _attempts_of(exchange: Exchange) -> list[dict[str, Any]]:
+    """Return what a client is told of each candidate."""
+    return [
+        {"binding": attempt.binding_id, "model": attempt.model, "reason": attempt.outcome, "status": attempt.status}
+        for attempt in exchange.attempts
+    ]
+
+
+def _with_attempts(exchange: Exchange, refusal: RequestError) -> RequestError:
+    """Return a refusal that lists each candidate."""
+    meta = {**refusal.meta, "attempts": _attempts_of(exchange)}
+    return RequestError(refusal.code, refusal.message, meta=meta, fields=refusal.fields, status=refusal.status)
+
+
 def _exhausted(exchange: Exchange) -> RequestError:
     """Say why no candidate answered, listing each."""
     attempts = exchange.attempts
-    meta = {
-        "attempts": [
-            {"binding": attempt.binding_id, "model": attempt.model, "reason": attempt.outcome, "status": attempt.status}
-            for attempt in attempts
-        ]
-    }
+    meta = {"attempts": _attempts_of(exchange)}
     if not attempts:
         return RequestError("provider_not_bound", "No provider binding of this virtual key can serve the request.")
     made = [attempt for attempt in attempts if not attempt.is_skipped]

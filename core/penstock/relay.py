@@ -32,6 +32,7 @@ from penstock.sse import terminal_event
 
 if TYPE_CHECKING:
     from penstock.providers import UpstreamResponse
+    from penstock.translation import Through
 
 __all__ = ["PROBE_BYTES", "QUEUED_BYTES", "Client", "Relay", "is_stream"]
 
@@ -212,6 +213,11 @@ class Relay:
     def _give_up(self) -> None:
         self._upstream_error = UpstreamError("timeout", "the provider's stream had no first event in time")
         self._decide("failed")
+
+    def look_ahead(self, through: Through) -> None:
+        """Have what is held of a stream translated before the commit. Raises UpstreamError for what cannot be read."""
+        if self.is_sse and self._buffer:
+            through.look_ahead(self._buffer)
 
     @property
     def error(self) -> UpstreamError | None:

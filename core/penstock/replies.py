@@ -11,7 +11,7 @@ from penstock.envelopes import header_stem
 from penstock.errors import PluginError
 from penstock.headers import forward_response_fields
 from penstock.heads import ResponseHead
-from penstock.models import Exchange, Response
+from penstock.models import Exchange, Response, fallbacks
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus} | {402: b"Payment Required"}
 
@@ -125,7 +125,7 @@ class ReplyHeads:
             own += self._answered % (
                 candidate.binding.type.encode(),
                 _field_value(candidate.model),
-                len(attempts) - 1 if attempts else 0,
+                fallbacks(attempts) if len(attempts) > 1 else 0,
                 _cache_outcome(exchange),
                 exchange.cache_mode.encode(),
             )

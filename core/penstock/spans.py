@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from penstock import __version__
 from penstock.errors import ConfigurationError
 from penstock.logs import overhead_ns
-from penstock.models import Attempt, Principal, Usage
+from penstock.models import Attempt, Principal, Usage, fallbacks
 from penstock.telemetry import Record
 
 _SCOPE = InstrumentationScope("penstock", __version__)
@@ -90,7 +90,7 @@ class SpanSink:
             f"{name}.provider": record.provider,
             f"{name}.binding_id": record.binding_id,
             f"{name}.model_source": record.model_source,
-            f"{name}.fallback.attempt": max(0, len(record.attempts) - 1),
+            f"{name}.fallback.attempt": fallbacks(record.attempts),
             f"{name}.overhead_us": overhead_ns(record) // 1000,
             "gen_ai.operation.name": _OPERATIONS.get(record.operation),
             "gen_ai.provider.name": record.provider,

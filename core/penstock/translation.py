@@ -6,13 +6,14 @@ A translator is sans-IO: bytes of one dialect in, bytes of the other out. It is 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
 from penstock.editing import Edits
 from penstock.endpoints import EXACT, Endpoint
-from penstock.errors import ConfigurationError, RequestError
+from penstock.errors import ConfigurationError, PenstockError, PluginError, RequestError, UpstreamError
 from penstock.forwarding import with_headers
 from penstock.heads import RequestHead, ResponseHead
 from penstock.inspection import editable_body
@@ -39,7 +40,8 @@ class ReplyTranslation(Protocol):
     def feed(self, payload: bytes) -> bytes:
         """Return what the client may see of these de-framed body bytes; of a stream whole events only.
 
-        Raises UpstreamError for what cannot be read: before the commit the next candidate is asked.
+        Raises UpstreamError for what cannot be read: before the commit the next candidate is asked, and of a stream
+        what came with its first event is read before the commit.
         """
         ...
 
@@ -75,6 +77,17 @@ class Translator(Protocol):
         read, ``unsupported_parameter`` for what the request depends on and the other dialect does not have.
         """
         ...
+
+
+class UntranslatableError(PenstockError):
+    """Report a request that a candidate's dialect cannot express; another candidate may take it as it is."""
+
+    refusal: RequestError
+    """What the client is told where there is none."""
+
+    def __init__(self, refusal: RequestError) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
 _MEMBERS = ("source", "target")
@@ -120,11 +133,21 @@ _PATHS_TEXT = frozenset(path.decode() for path in _PATHS.values())
 
 
 def build_translated(exchange: Exchange, candidate: Candidate, translator: Translator) -> UpstreamRequest:
-    """Return the request for a candidate that does not speak the client's dialect. Raises RequestError."""
+    """Return the request for a candidate that does not speak the client's dialect.
+
+    Raises UntranslatableError for what that dialect cannot express, PluginError for a translator that fails.
+    """
     request = exchange.request
+    name = type(translator).__name__
     if request.query and b"beta=" not in request.query and request.endpoint.family == "gemini":
-        raise RequestError("bad_request", "This request's query has no equivalent in the dialect of the provider.")
-    translated = translator.translate(editable_body(request), candidate.model)
+        message = "This request's query has no equivalent in the dialect of the provider."
+        raise UntranslatableError(RequestError("bad_request", message))
+    try:
+        translated = translator.translate(editable_body(request), candidate.model)
+    except RequestError as refusal:
+        raise UntranslatableError(refusal) from refusal
+    except Exception as error:
+        raise PluginError(name, "translate") from error
     path = _PATHS[translator.target]
     endpoint = EXACT[path]
     head = _head_for(request.head, endpoint)
@@ -135,7 +158,7 @@ def build_translated(exchange: Exchange, candidate: Candidate, translator: Trans
     )
     built = candidate.provider.build(view, candidate)
     exchange.upstream_endpoint, exchange.params_dropped = endpoint, translated.dropped
-    return attrs.evolve(built, translation=Through(built.response_filter, translated.reply))
+    return attrs.evolve(built, translation=Through(name, built.response_filter, translated.reply))
 
 
 def _head_for(head: RequestHead, endpoint: Endpoint) -> RequestHead:
@@ -149,29 +172,63 @@ def _head_for(head: RequestHead, endpoint: Endpoint) -> RequestHead:
 
 @attrs.define(eq=False)
 class Through:
-    """Take an answer through the provider's own filter and then through its translation."""
+    """Take an answer through the provider's own filter and then through its translation.
 
+    Raises UpstreamError for what cannot be read, PluginError for a translator that fails.
+    """
+
+    name: str
+    """Who translates."""
     own: ResponseFilter | None
     reply: ReplyTranslation
+    _ahead: bytes = b""
+    """What was translated before it was asked for."""
+    _ahead_of: int = 0
+    """How many of the next bytes that was made from."""
 
     def begin(self, head: ResponseHead, *, is_event_stream: bool) -> ResponseHead:
         """Take the provider's head; returns the client's."""
-        self.reply.begin(head.status, is_event_stream=is_event_stream)
+        with self._named():
+            self.reply.begin(head.status, is_event_stream=is_event_stream)
         kind = b"text/event-stream; charset=utf-8" if is_event_stream else b"application/json"
         headers = head.headers.without((b"content-type",)).with_fields([(b"content-type", kind)])
         block = b"".join([b"%b: %b\r\n" % field for field in headers])
         return attrs.evolve(head, headers=headers, fields=block)
 
+    def look_ahead(self, payload: bytes) -> None:
+        """Translate what the next ``feed`` will begin with, to learn whether it can be read."""
+        self._ahead, self._ahead_of = self.feed(payload), len(payload)
+
     def feed(self, payload: bytes) -> bytes:
-        """Return what the client may see of these body bytes. Raises UpstreamError."""
-        return self.reply.feed(payload if self.own is None else self.own.feed(payload))
+        """Return what the client may see of these body bytes."""
+        ahead = b""
+        if self._ahead_of:
+            ahead, payload = self._ahead, payload[self._ahead_of :]
+            self._ahead, self._ahead_of = b"", 0
+        try:
+            return ahead + self.reply.feed(payload if self.own is None else self.own.feed(payload))
+        except UpstreamError:
+            raise
+        except Exception as error:
+            raise PluginError(self.name, "reply") from error
 
     def finish(self) -> bytes:
-        """Return what is still held back. Raises UpstreamError."""
-        if self.own is None:
-            return self.reply.finish()
-        rest = self.own.finish()
-        return (self.reply.feed(rest) if rest else b"") + self.reply.finish()
+        """Return what is still held back."""
+        with self._named():
+            if self.own is None:
+                return self.reply.finish()
+            rest = self.own.finish()
+            return (self.reply.feed(rest) if rest else b"") + self.reply.finish()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say whose fault an unexpected exception is."""
+        try:
+            yield
+        except (UpstreamError, PluginError):
+            raise
+        except Exception as error:
+            raise PluginError(self.name, "reply") from error
 
 
 def translated_edits(edits: Edits, through: Through) -> Edits:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from penstock.translation import Through
 
 MOST_BYTES = 64 * 1024 * 1024
-"""What is gathered of a body at most."""
+"""What is gathered of a body at most, decoded."""
 
 
 class WholeRelay(Relay):
@@ -77,9 +77,17 @@ class WholeRelay(Relay):
         except UpstreamError as error:
             self.fail(error)
             return
+        except Exception as error:  # noqa: BLE001 - a plugin's fault must not reach the transport's callback
+            self.fault = error
+            self._decide("failed")
+            return
         self.replace(body)
         self._is_finished = True
         self._decide("ready")
+
+    def _give_up(self) -> None:
+        self._upstream_error = UpstreamError("timeout", "the provider's answer was not complete in time")
+        self._decide("failed")
 
     def commit(self) -> None:
         """Give the response to the client."""

@@ -4,6 +4,7 @@ Protocols are provided and found through ``Services``; the values beside them ar
 """
 
 from penstock.governance.budgets import BudgetDirectory, BudgetRule
+from penstock.governance.circuits import CircuitDirectory, CircuitState
 from penstock.governance.counters import Claim, Counters, Exceeded, Reservation
 from penstock.governance.credentials import is_token, new_id, new_token, token_prefix
 from penstock.governance.ledgers import (
@@ -45,6 +46,8 @@ __all__ = [
     "AuditEntry",
     "BudgetDirectory",
     "BudgetRule",
+    "CircuitDirectory",
+    "CircuitState",
     "Claim",
     "ConflictError",
     "CostSource",

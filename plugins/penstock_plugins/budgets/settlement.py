@@ -144,7 +144,7 @@ def entry_of(
         outcome=outcome,
         error=error.code if error is not None else None if made is None else made.reason,
         is_stream=exchange.is_stream,
-        fallback_count=max(0, len(attempts) - 1),
+        fallback_count=exchange.fallback_count,
         attempts=tuple([_brief(attempt) for attempt in attempts]),
         debits=debits,
         tags=principal.tags,
