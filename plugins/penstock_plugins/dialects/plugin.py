@@ -10,6 +10,8 @@ from penstock import ConfigurationError, Translator, hookimpl
 from penstock_plugins.dialects.anthropic_requests import DEFAULT_MAX_TOKENS
 from penstock_plugins.dialects.anthropic_to_openai_chat import AnthropicToOpenAIChat
 from penstock_plugins.dialects.openai_chat_to_anthropic import OpenAIChatToAnthropic
+from penstock_plugins.dialects.openai_responses_to_anthropic import OpenAIResponsesToAnthropic
+from penstock_plugins.dialects.openai_responses_to_openai_chat import OpenAIResponsesToOpenAIChat
 
 
 @attrs.frozen(kw_only=True)
@@ -34,4 +36,10 @@ class Dialects:
 
     @hookimpl
     def register_translators(self) -> Iterable[Translator]:
-        return [OpenAIChatToAnthropic(self.config.default_max_tokens), AnthropicToOpenAIChat()]
+        default_max_tokens = self.config.default_max_tokens
+        return [
+            OpenAIChatToAnthropic(default_max_tokens),
+            AnthropicToOpenAIChat(),
+            OpenAIResponsesToAnthropic(default_max_tokens),
+            OpenAIResponsesToOpenAIChat(),
+        ]
