@@ -43,7 +43,7 @@ GENERIC = {
     "subject": "End user, or member of the group, who has an allowance of his own.",
 }  # fmt: skip
 """Meanings of members that have none at their class."""
-NOT_YET = ("routing-policies", "evaluators", "guardrails", "cache-rules", "webhooks")
+NOT_YET = ("evaluators", "guardrails", "cache-rules", "webhooks")
 """Resources that are kept and that no plugin acts on."""
 LOCKED = {route.tag: route.resource.locked for route in ROUTES if route.resource is not None}
 """Members of each resource that are given at creation and never changed."""

@@ -176,9 +176,9 @@ class VirtualKey:
     provider_bindings: tuple[str, ...] = ()
     """Ids, the first is the primary; empty means every binding in sight of the project."""
     routing_policy_id: str | None = None
-    """Kept and checked; nothing acts on it yet."""
+    """The routing policy that says whom it may ask, in which order."""
     fallback: Fallback | None = None
-    """Kept and checked; nothing acts on it yet."""
+    """When the next candidate is tried; null leaves it to the routing policy, and then to the defaults."""
     model_aliases: Mapping[str, str] = attrs.field(factory=dict)
     """What clients may ask for, and what they get."""
     models_allowed: tuple[str, ...] | None = None
