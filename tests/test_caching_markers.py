@@ -145,8 +145,8 @@ def test_force_makes_a_block_of_a_string_and_keeps_its_bytes(is_long: bool, mark
     body = b'{"system": "be\\u0020kind", "messages":[{"role":"user","content":"a"},{"role":"user","content" : "b\\n"}]}'
     assert with_markers(body, is_long=is_long) == (
         b'{"system": [{"type":"text","text":"be\\u0020kind","cache_control":%b}], "messages":'
-        b'[{"role":"user","content":"a"},{"role":"user","content" : [{"type":"text","text":"b\\n","cache_control":%b}]}]}'
-        % (marker, marker)
+        b'[{"role":"user","content":"a"},{"role":"user","content" : '
+        b'[{"type":"text","text":"b\\n","cache_control":%b}]}]}' % (marker, marker)
     )
 
 
