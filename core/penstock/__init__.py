@@ -10,12 +10,14 @@ from penstock.evaluators import (
     ALLOW,
     GUARDRAIL_OUTCOMES,
     Check,
+    Direction,
     Evaluator,
     EvaluatorRegistry,
     GuardrailCounts,
     GuardrailOutcome,
     Subject,
     TextEdit,
+    TextKind,
     Verdict,
 )
 from penstock.forwarding import (
@@ -31,6 +33,7 @@ from penstock.headers import Headers
 from penstock.heads import RequestHead, ResponseHead, read_response_head
 from penstock.hookspecs import hookimpl
 from penstock.http_providers import AnthropicProvider, HTTPProvider, OpenAIProvider
+from penstock.inner import INNER, GatewayCall
 from penstock.inspection import editable_body
 from penstock.keys import KeyHasher, display_prefix, hash_key, is_well_formed, new_key
 from penstock.metering import BodyWindow
@@ -78,6 +81,7 @@ __all__ = [
     "ALLOW",
     "ALL_DIRECTIONS",
     "GUARDRAIL_OUTCOMES",
+    "INNER",
     "Address",
     "AnthropicProvider",
     "Attempt",
@@ -87,6 +91,7 @@ __all__ = [
     "Check",
     "Chunk",
     "ConfigurationError",
+    "Direction",
     "Endpoint",
     "Evaluator",
     "EvaluatorRegistry",
@@ -95,6 +100,7 @@ __all__ = [
     "Fallback",
     "Fetch",
     "FetchedResponse",
+    "GatewayCall",
     "GuardrailAttachment",
     "GuardrailCounts",
     "GuardrailOutcome",
@@ -128,6 +134,7 @@ __all__ = [
     "StateKey",
     "Subject",
     "TextEdit",
+    "TextKind",
     "Timeouts",
     "TraceContext",
     "Translated",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from penstock.models import Exchange
 
 Direction = Literal["request", "response", "stream_chunk"]
+TextKind = Literal["content", "reasoning", "tool"]
 Action = Literal["allow", "block", "modify"]
 SettingsClass = type[Any]
 ALL_DIRECTIONS: frozenset[Direction] = frozenset(("request", "response", "stream_chunk"))
@@ -69,6 +70,8 @@ class Subject:
     """All texts of a request or answer, in order; in a stream one, the part that is still held back."""
     exchange: Exchange = attrs.field(repr=False)
     """The exchange; to be read only."""
+    kinds: tuple[TextKind, ...] = ()
+    """Of an answer: what each text is, ``content``, ``reasoning`` or ``tool`` (arguments of a call)."""
     before: str = attrs.field(default="", repr=False)
     """In a stream: the last characters in front of the text, already judged, for patterns that look behind."""
     offset: int = 0
@@ -103,12 +106,20 @@ class Check:
 class Evaluator(Protocol):
     """Bring checks of one type."""
 
-    type: str
-    """What guardrails name it by."""
-    directions: frozenset[Direction]
-    """Where its checks make sense."""
-    settings: SettingsClass
-    """An attrs class: what its settings are. Unknown and missing members are refused before ``prepare``."""
+    @property
+    def type(self) -> str:
+        """Return what guardrails name it by."""
+        ...
+
+    @property
+    def directions(self) -> frozenset[Direction]:
+        """Return where its checks make sense."""
+        ...
+
+    @property
+    def settings(self) -> SettingsClass:
+        """Return an attrs class: what its settings are. Unknown and missing members are refused before ``prepare``."""
+        ...
 
     def prepare(self, settings: Any) -> Check:
         """Return the check for an instance of ``settings``. Raises ValueError, which is shown; no I/O."""
@@ -215,6 +226,11 @@ class GuardrailCounts:
     def of(self, guardrail: str, direction: str, outcome: str) -> int:
         """Return how often a guardrail has come to an outcome in a direction."""
         return self._counts[guardrail, direction, outcome]
+
+    def join(self, other: GuardrailCounts) -> None:
+        """Count together with another from now on."""
+        other._counts.update(self._counts)
+        self._counts = other._counts
 
     def items(self) -> Sequence[tuple[tuple[str, str, str], int]]:
         """Return ((guardrail, direction, outcome), count) of all that happened, sorted."""

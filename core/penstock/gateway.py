@@ -24,6 +24,7 @@ from penstock.errors import ConfigurationError
 from penstock.fetch import Fetcher
 from penstock.hooks import collect, compile_hooks, faults_named
 from penstock.http_providers import HTTPProvider
+from penstock.inner import GatewayCall, InnerCalls
 from penstock.pipeline import SETTLE_SECONDS, Pipeline
 from penstock.plugins import Plugin
 from penstock.providers import missing_members
@@ -111,6 +112,8 @@ def build_generation(
     services = Services(gateway.namespace, gateway.usage_frame, shared=shared, folder=configuration.folder)
     services.plugins = gateway.plugins
     services.provide(Fetch, Fetcher(transports))  # type: ignore[type-abstract]
+    built: list[Pipeline] = []
+    services.provide(GatewayCall, InnerCalls(gateway.namespace, lambda: built[0]))  # type: ignore[type-abstract]
     manager, plugins = plugin_loader.load(configuration, services)
     hooks = compile_hooks(manager, gateway.hook_timeout)
     if not hooks.authenticate and not gateway.anonymous:
@@ -126,6 +129,7 @@ def build_generation(
         gateway.drain_after_disconnect,
         services.translators,
     )
+    built.append(pipeline)
     with _faults_placed(configuration.source):
         for name, offered in collect(manager, "register_providers"):
             with faults_named(name, "register_providers"):
