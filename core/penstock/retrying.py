@@ -25,6 +25,10 @@ _CLASSES: dict[str, FailureClass] = {
 """What an attempt is for ``Fallback.on``, by its reason; an answer nobody can read is as good as a 5xx."""
 
 
+_LEAST_NS = 5_000_000
+"""With less left until the deadline nobody is asked: timers may fire a little before it."""
+
+
 def is_retryable(status: int) -> bool:
     """Say whether another candidate may be tried after this status."""
     return status >= 500 or status in _STATUS
@@ -48,7 +52,7 @@ def may_go_on(exchange: Exchange) -> bool:
         return False
     if sum(not attempt.is_skipped for attempt in attempts) >= fallback.max_attempts:
         return False
-    return fallback.timeout_ms is None or left_ns(exchange, fallback.timeout_ms) > 0
+    return fallback.timeout_ms is None or left_ns(exchange, fallback.timeout_ms) > _LEAST_NS
 
 
 def bounded(exchange: Exchange, request: UpstreamRequest) -> UpstreamRequest:
