@@ -301,7 +301,7 @@ class Pipeline:
             if exchange.upstream_endpoint is not None:
                 exchange.upstream_endpoint, exchange.params_dropped = None, ()
             return provider.build(exchange, candidate)
-        except (RequestError, PluginError):
+        except (RequestError, UntranslatableError, PluginError):
             raise
         except Exception as error:
             raise PluginError(candidate.provider.type, "build") from error
