@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from penstock import RequestError
-from penstock_plugins.dialects.shared import Dropped, Members, Raw, data_url, is_null, read_as, refuse
+from penstock_plugins.dialects.shared import Dropped, Members, Raw, data_url, is_text, read_as, refuse
 
 Part = dict[str, Any]
 """A content part of a chat message."""
@@ -37,7 +37,7 @@ def malformed(where: str, expected: str) -> RequestError:
 def read_object(raw: Raw | None, where: str) -> Members:
     """Return the members of an object that are not null. Raises RequestError ``bad_request``."""
     members = read_as(Members, raw or _NULL, where)
-    return {name: value for name, value in members.items() if not is_null(value)}
+    return {name: value for name, value in members.items() if memoryview(value)[:5] != b"null"}
 
 
 def read_array(raw: Raw | None, where: str) -> list[Raw]:
@@ -48,11 +48,6 @@ def read_array(raw: Raw | None, where: str) -> list[Raw]:
 def read_text(raw: Raw | None, where: str) -> str:
     """Return a string. Raises RequestError ``bad_request``."""
     return read_as(str, raw or _NULL, where)
-
-
-def is_string(raw: Raw) -> bool:
-    """Tell whether a value is a string."""
-    return bytes(raw).startswith(b'"')
 
 
 _NULL = Raw(b"null")
@@ -89,7 +84,7 @@ def _string_of(part: Part) -> str:
 def _text_block(block: Members, where: str, dropped: Dropped) -> list[Part]:
     drop_rest(block, _TEXT, _CONTENT, dropped)
     text = block.get("text")
-    if text is None or not is_string(text):
+    if text is None or not is_text(text):
         raise malformed(f"{where}.text", "a string")
     return [_text_part(text)]
 
@@ -180,7 +175,7 @@ def parts_of(content: Raw | None, where: str, dropped: Dropped) -> list[Part]:
     """Return content, a string or blocks, as parts. Raises RequestError."""
     if content is None:
         return []
-    if is_string(content):
+    if is_text(content):
         return [_text_part(content)]
     found: list[Part] = []
     for kind, block, place in _blocks_of(content, where):
@@ -190,7 +185,7 @@ def parts_of(content: Raw | None, where: str, dropped: Dropped) -> list[Part]:
 
 def system_text(content: Raw, where: str, dropped: Dropped) -> str | Raw | None:
     """Return a system prompt as one string: blocks are joined by a blank line. None for an empty one."""
-    if is_string(content):
+    if is_text(content):
         return content
     texts = []
     for kind, block, place in _blocks_of(content, where):
@@ -250,7 +245,7 @@ class Conversation:
         self._held.clear()
 
     def _add_user(self, content: Raw, where: str) -> None:
-        if is_string(content):
+        if is_text(content):
             self._held.append({"role": "user", "content": content})
             return
         attached: list[Part] = []
@@ -287,7 +282,7 @@ class Conversation:
         return [_text_part(f"Attached to the result of tool call {call}:"), *attached] if attached else []
 
     def _add_assistant(self, content: Raw, where: str) -> None:
-        if is_string(content):
+        if is_text(content):
             self.messages.append({"role": "assistant", "content": content})
             return
         texts: list[list[str]] = [[]]
