@@ -56,6 +56,12 @@ class _Route:
     is_measured: bool
     fallback: Fallback | None
     """The key's or its policy's; None is the default."""
+    is_plain: bool = attrs.field(init=False)
+    """Whether the candidates are all there is to it."""
+
+    @is_plain.default
+    def _is_plain(self) -> bool:
+        return self.order is None and self.fallback is None
 
 
 @attrs.define(eq=False)
@@ -200,35 +206,41 @@ class Routing:
             if endpoint.family == "gemini" and _may_go_without_model(exchange.request.path, principal):
                 return self._chain_of_stored(exchange, principal)
             raise RequestError("missing_model", 'The request body names no model; add a "model".', param="model")
-        route = self._route(principal, model, endpoint)
-        if route.fallback is not None:
-            exchange.fallback = route.fallback
-        chain = route.candidates
-        if route.order is not None:
-            chain = route.order()
-            if route.is_measured:
-                exchange.state[_MEASURED] = True
-        previous = exchange.peek.previous_response_id
-        return chain if previous is None else self._maker_first(chain, previous, endpoint)
-
-    def _route(self, principal: Principal, model: str, endpoint: Endpoint) -> _Route:
-        """Return who serves a model for a key; remembered until bindings change, or policies for a key with one."""
         if self._directory.revision != self._revision:
             self._routes.clear()
             self._revision = self._directory.revision
-        if principal.routing_policy_id is not None and self._policies is not None:
-            revision = self._policies.revision
-            if revision != self._policies_revision:
-                self._routes.clear()
-                self._policies_revision = revision
-        key = (principal, model, endpoint.operation)
-        route = self._routes.get(key)
+        if principal.routing_policy_id is not None:
+            self._see_policies()
+        route = self._routes.get((principal, model, endpoint.operation))
         if route is None:
-            route = self._find_route(principal, model, endpoint)
-            if len(self._routes) >= _REMEMBERED_ROUTES:
-                self._routes.clear()
-            if len(model) <= _REMEMBERED_MODEL:
-                self._routes[key] = route
+            route = self._add_route(principal, model, endpoint)
+        chain = route.candidates if route.is_plain else self._say(exchange, route)
+        previous = exchange.peek.previous_response_id
+        return chain if previous is None else self._maker_first(chain, previous, endpoint)
+
+    def _see_policies(self) -> None:
+        """Forget the routes where a policy has changed since; keys without one need not ask."""
+        revision = 0 if self._policies is None else self._policies.revision
+        if revision != self._policies_revision:
+            self._routes.clear()
+            self._policies_revision = revision
+
+    @staticmethod
+    def _say(exchange: Exchange, route: _Route) -> Sequence[Candidate]:
+        """Give an exchange its fallback, and return the candidates in its order."""
+        if route.fallback is not None:
+            exchange.fallback = route.fallback
+        if route.is_measured:
+            exchange.state[_MEASURED] = True
+        return route.candidates if route.order is None else route.order()
+
+    def _add_route(self, principal: Principal, model: str, endpoint: Endpoint) -> _Route:
+        """Find who serves a model for a key, and remember it until bindings or policies change."""
+        route = self._find_route(principal, model, endpoint)
+        if len(self._routes) >= _REMEMBERED_ROUTES:
+            self._routes.clear()
+        if len(model) <= _REMEMBERED_MODEL:
+            self._routes[principal, model, endpoint.operation] = route
         return route
 
     def _find_route(self, principal: Principal, model: str, endpoint: Endpoint) -> _Route:
