@@ -130,6 +130,9 @@ class ChatAnswer:
         self._empty_calls: set[int] = set()
         """Blocks of calls that have no arguments yet."""
         self._thinking: list[Any] = []
+        """Blocks of thinking that are complete."""
+        self._thoughts: dict[int, list[msgspec.Raw]] = {}
+        """The texts of those that are not, so far."""
         self._is_over = False
 
     # --- whole ----------------------------------------------------------------------------------------------------
@@ -238,7 +241,7 @@ class ChatAnswer:
             self._empty_calls.discard(event.index)
             return begun + self._arguments(event.index, delta["partial_json"])
         if kind == "thinking_delta" and of == "thinking" and _says(delta.get("thinking")):
-            block["thinking"] = _joined([block.get("thinking", _EMPTY), delta["thinking"]])
+            self._thoughts.setdefault(event.index, [block.get("thinking", _EMPTY)]).append(delta["thinking"])
             return begun + self._chunk({"reasoning_content": delta["thinking"]})
         if kind == "signature_delta" and of == "thinking" and is_text(delta.get("signature")):
             block["signature"] = delta["signature"]
@@ -250,7 +253,8 @@ class ChatAnswer:
     def _on_block_end(self, index: int) -> bytes:
         block = self._blocks.pop(index, {})
         if _kind_of(block) in _THINKING:
-            self._thinking.append(block)
+            thoughts = self._thoughts.pop(index, None)
+            self._thinking.append(block if thoughts is None else {**block, "thinking": _joined(thoughts)})
         return self._fill_in(index, block)
 
     def _fill_in(self, index: int, block: Members) -> bytes:
