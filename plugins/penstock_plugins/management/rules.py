@@ -143,16 +143,18 @@ def check_rules(rules: Any, where: str = "policy_rules") -> None:
 def _check_pattern(pattern: str, where: str) -> None:
     if len(pattern) > MAX_PATTERN:
         raise bad_field(where, f"a pattern has at most {MAX_PATTERN} characters")
-    import re2  # type: ignore[import-untyped]  # noqa: PLC0415 - only who writes patterns pays
+    import re2  # noqa: PLC0415 - only who writes patterns pays
 
     options = re2.Options()
     options.log_errors = False
     try:
         re2.compile(pattern, options)
+    except UnicodeEncodeError:
+        raise bad_field(where, "is no pattern RE2 compiles: it holds text that is no Unicode") from None
     except re2.error as error:
         reason = error.args[0] if error.args else ""
         text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
-        raise bad_field(where, f"is no pattern RE2 compiles: {text}") from None
+        raise bad_field(where, f"is no pattern RE2 compiles: {text}; it says {pattern[:200]!r}") from None
 
 
 @functools.cache

@@ -52,7 +52,8 @@ def _elements(body: bytes, span: Span) -> Iterator[tuple[int, Span]]:
 def _text(body: bytes, span: Span) -> str | None:
     if body[span.start] != ord('"'):
         return None
-    found: str = json.loads(body[span.start : span.end].decode("utf-8", "replace"), strict=False)
+    raw = body[span.start + 1 : span.end - 1].decode("utf-8", "replace")
+    found: str = json.loads(f'"{raw}"', strict=False) if "\\" in raw else raw
     return found
 
 

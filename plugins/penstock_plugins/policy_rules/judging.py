@@ -26,6 +26,7 @@ class ViolationError(RequestError):
             "rule": refusal.rule,
             "pattern": refusal.pattern,
             "value": refusal.value[:_SHOWN],
+            "place": param,
             rule_set.noun.replace(" ", "_"): rule_set.owner,
         }
         super().__init__(code, message, param=param, meta=meta)
@@ -61,22 +62,30 @@ def judge_body(body: bytes, rule_sets: Sequence[RuleSet]) -> None:
 
 
 def _judge_declared(body: bytes, rule_sets: Sequence[RuleSet]) -> None:
+    admitted: set[tuple[str, str]] = set()
     for found in declared(body):
+        if (found.kind, found.value) in admitted:
+            continue
         for rule_set in rule_sets:
             side: Side | None = getattr(rule_set, found.kind)
             refusal = None if side is None else side.refusal(found.value)
             if refusal is not None:
                 raise violation(rule_set, found.kind, refusal, found.place)
+        admitted.add((found.kind, found.value))
 
 
 def _judge_urls(body: bytes, rule_sets: Sequence[RuleSet]) -> None:
     sides = [(rule_set, rule_set.urls) for rule_set in rule_sets if rule_set.urls is not None]
+    admitted: set[tuple[str, ...]] = set()
     for url in urls_in(body):
+        if url.spellings in admitted:
+            continue
         for rule_set, side in sides:
             denials = (side.denial(spelling) for spelling in url.spellings)
             refusal = next((found for found in denials if found is not None), None) or side.omission(url.plain)
             if refusal is not None:
                 raise violation(rule_set, "urls", refusal, place_of(body, refusal.value))
+        admitted.add(url.spellings)
 
 
 @attrs.frozen

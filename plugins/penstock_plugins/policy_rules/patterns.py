@@ -5,7 +5,7 @@ RE2 is loaded with the first rule there is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -66,6 +66,13 @@ class Side:
     kind: str
     deny: tuple[Pattern, ...]
     allow: tuple[Pattern, ...] | None
+    _denies: Search = attrs.field(init=False, repr=False)
+    """Finds out whether any of ``deny`` matches."""
+    _allows: Search = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_denies", _any_of(self.deny))
+        object.__setattr__(self, "_allows", _any_of(self.allow or ()))
 
     def refusal(self, value: str) -> Refusal | None:
         """Return why a value is refused, None where it is admitted."""
@@ -74,17 +81,14 @@ class Side:
     def denial(self, value: str) -> Refusal | None:
         """Return which pattern denies a value."""
         text = _bytes(value)
-        for pattern in self.deny:
-            if pattern.search(text) is not None:
-                return Refusal(pattern.rule, pattern.text, value)
-        return None
+        if not self.deny or self._denies(text) is None:
+            return None
+        pattern = next(pattern for pattern in self.deny if pattern.search(text) is not None)
+        return Refusal(pattern.rule, pattern.text, value)
 
     def omission(self, value: str) -> Refusal | None:
         """Return the allowlist that does not hold a value."""
-        if self.allow is None:
-            return None
-        text = _bytes(value)
-        if any(pattern.search(text) is not None for pattern in self.allow):
+        if self.allow is None or self._allows(_bytes(value)) is not None:
             return None
         return Refusal(f"policy_rules.{self.kind}.allow", None, value)
 
@@ -114,7 +118,7 @@ def _bytes(value: str) -> bytes:
 
 def compile_pattern(text: str, where: str) -> Search:
     """Return the search of a pattern. Raises PatternError."""
-    import re2  # type: ignore[import-untyped]  # noqa: PLC0415 - only where there are rules
+    import re2  # noqa: PLC0415 - only where there are rules
 
     options = re2.Options()
     options.log_errors = False
@@ -127,6 +131,19 @@ def compile_pattern(text: str, where: str) -> Search:
         said = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
         raise PatternError(Fault(where, text, said)) from None
     return found
+
+
+def _any_of(patterns: Sequence[Pattern]) -> Search:
+    """Return one search for all of these; None is its answer where none of them matches."""
+    if len(patterns) == 1:
+        return patterns[0].search
+    searches = [pattern.search for pattern in patterns]
+    if searches:
+        try:
+            return compile_pattern("|".join(f"(?:{pattern.text})" for pattern in patterns), "")
+        except PatternError:  # too large together
+            pass
+    return lambda text: next((found for search in searches if (found := search(text)) is not None), None)
 
 
 def _compiled(kind: str, rules: PatternRules | None) -> Side | None:

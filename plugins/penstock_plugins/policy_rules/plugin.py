@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from weakref import WeakKeyDictionary
 
+import anyio
+import anyio.to_thread
 import attrs
 import msgspec
 
@@ -29,6 +31,8 @@ from penstock_plugins.policy_rules.patterns import PatternError, Refusal, RuleSe
 from penstock_plugins.policy_rules.trail import Trail, entry_of
 
 _NONE = PolicyRules()
+_LARGE = 128 * 1024
+"""Bytes beyond which a body is judged beside the event loop."""
 
 
 class _Named(msgspec.Struct):
@@ -74,18 +78,26 @@ class Policies:
             yield
 
     @hookimpl
-    def pre_request(self, exchange: Exchange) -> None:
+    def pre_request(self, exchange: Exchange) -> Awaitable[None] | None:
         """Refuse a body that holds what is not admitted, and keep the request from models that are not."""
         rule_sets = self._rules_of(exchange.principal)
         if not rule_sets:
-            return
-        if any(rule_set.reads_body for rule_set in rule_sets):
-            body = _body_to_judge(exchange.request)
-            if body:
-                judge_body(body, [rule_set for rule_set in rule_sets if rule_set.reads_body])
-        by_model = [rule_set for rule_set in rule_sets if rule_set.models is not None]
-        if by_model:
-            self._judge_models(exchange, by_model)
+            return None
+        readers = [rule_set for rule_set in rule_sets if rule_set.reads_body]
+        body = _body_to_judge(exchange.request) if readers else b""
+        if len(body) > _LARGE:
+            return self._judge_aside(exchange, body, rule_sets, readers)
+        if body:
+            judge_body(body, readers)
+        self._judge_models(exchange, rule_sets)
+        return None
+
+    async def _judge_aside(
+        self, exchange: Exchange, body: bytes, rule_sets: Sequence[RuleSet], readers: Sequence[RuleSet]
+    ) -> None:
+        """Judge a large body in a thread, so that nobody waits for it but who sent it."""
+        await anyio.to_thread.run_sync(judge_body, body, readers)
+        self._judge_models(exchange, rule_sets)
 
     @hookimpl
     def admit_attempt(self, exchange: Exchange) -> RequestError | None:
@@ -137,6 +149,8 @@ class Policies:
 
     def _judge_models(self, exchange: Exchange, rule_sets: Sequence[RuleSet]) -> None:
         """Exclude each candidate whose model is refused. Raises the first refusal where no candidate is left."""
+        if all(rule_set.models is None for rule_set in rule_sets):
+            return
         refusals = [
             (candidate, refusal)
             for candidate in exchange.chain

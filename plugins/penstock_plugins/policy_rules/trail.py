@@ -40,7 +40,7 @@ def entry_of(exchange: Exchange, violation: ViolationError, now: float) -> Audit
         object_id=principal.virtual_key_id,
         scope=Scope(principal.organization_id, principal.team_id, principal.project_id),
         before=None,
-        after={"code": violation.code, "param": violation.param, **meta},
+        after={"code": violation.code, **meta},
         request_id=exchange.request_id.decode(),
         source="gateway",
     )
