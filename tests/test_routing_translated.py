@@ -158,6 +158,22 @@ async def test_second_vendor_answers_in_the_dialect_of_the_client() -> None:
         assert json.loads(second.body)["was"] == "openai.chat"
 
 
+async def test_bundled_translators_carry_a_chain_across_vendors() -> None:
+    said = {
+        "id": "msg_1", "type": "message", "role": "assistant", "model": HAIKU, "stop_reason": "end_turn",
+        "stop_sequence": None, "content": [{"type": "text", "text": "Hello"}],
+        "usage": {"input_tokens": 3, "output_tokens": 2},
+    }  # fmt: skip
+    upstream = FakeUpstream([[http_reply(b"{}", 529)], [http_reply(json.dumps(said).encode())]])
+    async with gateway(upstream, [OPENAI, CLAUDE], plugins=["dialects"]) as harness:
+        body = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hi"}]}
+        reply = await harness.request("POST", CHAT, body=body)
+        assert reply.status == 200
+        assert json.loads(reply.body)["choices"][0]["message"]["content"] == "Hello"
+        assert json.loads(upstream.requests[1].body)["model"] == HAIKU
+        assert [reply.header(f"X-Penstock-{name}") for name in ("Provider", "Fallback-Count")] == ["anthropic", "1"]
+
+
 async def test_other_way_round_too() -> None:
     spare = binding("spare", "openai", models=[HAIKU])
     async with gateway(failing(), [ANTHROPIC, spare]) as harness:
