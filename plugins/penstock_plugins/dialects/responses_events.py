@@ -103,6 +103,11 @@ class ResponseWriter:
         self._out.clear()
         return written
 
+    @property
+    def has_output(self) -> bool:
+        """Tell whether any output item was begun."""
+        return self._next > 0
+
     def start(self, model: str | None, created: int | None = None) -> None:
         """Take what is known when the answer begins. Calls after the first are passed over."""
         if self.is_started:

@@ -95,8 +95,8 @@ class ChatCompletionAnswer:
         if writer.is_ended:
             return b""
         if payload.strip() == b"[DONE]":
-            if not writer.is_started:
-                raise UpstreamError("protocol", "its stream holds no answer")
+            if self._finish is None and not writer.has_output:
+                raise UpstreamError("truncated", "its stream holds no answer")
             self._end()
             return writer.take()
         completion = _read_completion(payload)
@@ -122,6 +122,8 @@ class ChatCompletionAnswer:
             self._usage = usage
         for choice in completion.choices or ():
             if choice.index in (0, None):
+                if choice.message is not None:
+                    _number(choice.message)
                 self._take_message(choice.delta or choice.message or _Message())
                 self._finish = choice.finish_reason or self._finish
 
@@ -200,6 +202,12 @@ class ChatCompletionAnswer:
             return
         self._seal()
         self._writer.end(_spent(self._usage), _INCOMPLETE.get(self._finish or ""))
+
+
+def _number(message: _Message) -> None:
+    """Tell the calls of a whole message apart by their places."""
+    for index, call in enumerate(message.tool_calls or ()):
+        call.index = index
 
 
 def _arguments_of(raw: Raw) -> str:
