@@ -10,6 +10,7 @@ from penstock_plugins.management_cli.bindings import RATES
 from penstock_plugins.management_cli.fields import Field, pairs, usd
 from penstock_plugins.management_cli.output import Column, columns
 from penstock_plugins.management_cli.ownership import ARCHIVED
+from penstock_plugins.management_cli.presets import PRESETS, rows, rules_of
 from penstock_plugins.management_cli.resources import (
     Resource,
     add_action,
@@ -46,6 +47,14 @@ KEYS = Resource(
         Field("--model-allowed", "models_allowed", "Glob over models; nothing else may be called.", is_many=True),
         Field("--cache-mode", "cache_mode", type=click.Choice(["respect", "disable", "force"])),
         Field("--guardrail", "guardrails", "Guardrail to attach; all of them.", is_many=True, read=_attachments),
+        Field(
+            "--policy-preset",
+            "policy_rules",
+            "Policy rules by name; all of them. 'virtual-keys presets' shows what each says.",
+            type=click.Choice(list(PRESETS)),
+            is_many=True,
+            read=rules_of,
+        ),
         *RATES,
         Field("--budget-limit", "budget.limit_usd", "Make a budget of its own, in USD.", read=usd, only="create"),
         Field("--budget-window", "budget.window", "Of that budget.", type=CALENDAR, only="create"),
@@ -99,3 +108,10 @@ def rotate(terminal: Terminal, which: str, grace: int | None, *, is_sure: bool) 
         confirm(f"the old secret of {which} will stop to work at once", is_sure=is_sure)
     body = {} if grace is None else {"grace_seconds": grace}
     terminal.show(terminal.api.request("POST", KEYS.one(which, "rotate"), body))
+
+
+@command(virtual_keys, "presets", about="List the presets of policy rules; --format json shows their patterns.")
+def presets(terminal: Terminal) -> None:
+    """List presets."""
+    page = {"data": rows(), "next_cursor": None}
+    terminal.show_page(page, columns("name", "about"), noun="presets")
