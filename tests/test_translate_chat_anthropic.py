@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock import RequestError, Translated
+from penstock import ConfigurationError, RequestError, Translated
 from penstock.testing import json_values
+from penstock_plugins.dialects.anthropic_requests import claude_version
 from penstock_plugins.dialects.openai_chat_to_anthropic import OpenAIChatToAnthropic
+from penstock_plugins.dialects.plugin import Dialects, DialectsConfig
 
 MODEL = "claude-haiku-4-5"
 HI = {"role": "user", "content": "Hi"}
@@ -272,6 +274,12 @@ def test_json_schema_becomes_an_output_format() -> None:
         ("high", MODEL, 8000, {"max_tokens": 8000, "thinking": {"type": "enabled", "budget_tokens": 6000}}),
         ("high", MODEL, 1000, {"max_tokens": 1000}),
         ("none", MODEL, None, {"max_tokens": 8192, "thinking": {"type": "disabled"}}),
+        ("high", "claude-3-5-sonnet-20240620", 5000, {"max_tokens": 5000}),
+        ("low", "kimi-k3", 9000, {"max_tokens": 9000, "thinking": {"type": "enabled", "budget_tokens": 2048}}),
+        (
+            "xhigh", "claude-opus-4-6", 900,
+            {"max_tokens": 900, "thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}},
+        ),
         (
             "minimal", "claude-opus-4-6", 900,
             {"max_tokens": 900, "thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}},
@@ -306,6 +314,39 @@ def test_thinking_gives_way_to_a_forced_tool_and_to_answered_turns_without_it() 
     answered["thinking_blocks"] = [{"type": "thinking", "thinking": "", "signature": "c2ln"}]
     assert asked(body)["thinking"] == {"type": "enabled", "budget_tokens": 2048}
     assert dropped(body) == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "version"),
+    [
+        ("claude-haiku-4-5-20251001", (4, 5)),
+        ("claude-sonnet-4-20250514", (4, 0)),
+        ("claude-sonnet-4@20250514", (4, 0)),
+        ("us.anthropic.claude-opus-4-1-20250805-v1:0", (4, 1)),
+        ("anthropic/claude-sonnet-4.5", (4, 5)),
+        ("claude-3-7-sonnet-20250219", (3, 7)),
+        ("claude-3-opus-20240229", (3, 0)),
+        ("claude-opus-5-5", (5, 5)),
+        ("claude-sonnet-5", (5, 0)),
+        ("claude-mythos-preview", None),
+        ("kimi-k3", None),
+        (None, None),
+    ],
+)
+def test_version_of_a_model_is_read_from_its_name(model: str | None, version: tuple[int, int] | None) -> None:
+    assert claude_version(model) == version
+
+
+def test_default_bound_is_configurable_and_positive() -> None:
+    (translator,) = (
+        each
+        for each in Dialects(DialectsConfig(default_max_tokens=77)).register_translators()
+        if (each.source, each.target) == ("openai.chat", "anthropic.messages")
+    )
+    sent = translator.translate(json.dumps({"messages": [HI]}).encode(), MODEL).body
+    assert json.loads(sent)["max_tokens"] == 77
+    with pytest.raises(ConfigurationError, match="default_max_tokens"):
+        Dialects(DialectsConfig(default_max_tokens=0))
 
 
 # --- what is dropped or refused -----------------------------------------------------------------------------

@@ -65,10 +65,15 @@ class Translated:
 class Translator(Protocol):
     """Translate requests of one dialect into another, and the answers back."""
 
-    source: str
-    """The client's dialect."""
-    target: str
-    """The provider's."""
+    @property
+    def source(self) -> str:
+        """Return the client's dialect."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """Return the provider's dialect."""
+        ...
 
     def translate(self, body: bytes, model: str | None) -> Translated:
         """Return the request for a model, in the provider's dialect.

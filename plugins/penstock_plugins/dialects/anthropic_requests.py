@@ -68,24 +68,28 @@ def thinking_for(
     """Return how a model is made to think so hard. ``effort``: OpenAI's words, None leaves the model's default.
 
     A budget takes at most three quarters of a client's ``max_tokens``; where that leaves less than Anthropic's least
-    of 1024, the effort is dropped. Raises RequestError for an effort that is none.
+    of 1024, and for models that cannot think, the effort is dropped. Raises RequestError for an effort that is none.
     """
+    bound = default if max_tokens is None else max_tokens
     if effort is None:
-        return Thinking(max_tokens=default if max_tokens is None else max_tokens)
+        return Thinking(max_tokens=bound)
     if effort == "none":
-        return Thinking({"thinking": {"type": "disabled"}}, max_tokens=default if max_tokens is None else max_tokens)
+        return Thinking({"thinking": {"type": "disabled"}}, max_tokens=bound)
     if effort not in BUDGETS:
         known = ", ".join(("none", *BUDGETS))
         raise RequestError("bad_request", f"{param} is one of {known}.", param=param)
-    budget = BUDGETS[effort]
+    budget, version = BUDGETS[effort], claude_version(model)
+    if version is not None and version < (3, 7):
+        return Thinking(max_tokens=bound, is_dropped=True)
+    if max_tokens is None:
+        bound += budget
     if thinks_adaptively(model):
-        bound = default + budget if max_tokens is None else max_tokens
-        return Thinking({"thinking": {"type": "adaptive"}}, _EFFORTS[effort], bound, is_on=True)
+        spelled = "high" if effort == "xhigh" and version == (4, 6) else _EFFORTS[effort]
+        return Thinking({"thinking": {"type": "adaptive"}}, spelled, bound, is_on=True)
     if max_tokens is not None:
         budget = min(budget, max_tokens * 3 // 4)
-        if budget < _LEAST_BUDGET:
-            return Thinking(max_tokens=max_tokens, is_dropped=True)
-    bound = default + budget if max_tokens is None else max_tokens
+    if budget < _LEAST_BUDGET:
+        return Thinking(max_tokens=bound, is_dropped=True)
     return Thinking({"thinking": {"type": "enabled", "budget_tokens": budget}}, None, bound, is_on=True)
 
 
