@@ -254,6 +254,14 @@ def test_interleaved_calls_are_sorted_into_blocks() -> None:
     assert [block.get("input", block.get("text")) for block in blocks] == [{"a": 1}, {"b": 2}, "said between"]
 
 
+def test_calls_in_turn_however_long_are_complete_at_the_end() -> None:
+    pieces = [call_delta(0, '{"a": "', id="1", name="x"), call_delta(1, "{}", id="2", name="y")]
+    pieces += [call_delta(0, "}") for _ in range(200)] + [call_delta(0, '"}')]
+    events = streamed(*map(chunk, pieces), chunk({}, "tool_calls"), DONE)
+    check_grammar(events)
+    assert [block.to_dict()["input"] for block in final_message(events).content] == [{"a": "}" * 200}, {}]
+
+
 @pytest.mark.parametrize("index", [0, None])
 def test_calls_that_all_have_one_number_are_told_apart(index: int | None) -> None:
     events = streamed(

@@ -11,6 +11,7 @@ import anthropic
 import pytest
 from anthropic.types import MessageParam, ToolParam
 
+from message_events import check_grammar, final_message, read_events
 from penstock.testing import Close, FakeUpstream, Harness, Step
 from penstock_plugins.dialects import Dialects
 
@@ -113,6 +114,46 @@ async def test_message_over_a_chat_provider() -> None:
         usage = gateway.exchanges[0].usage
         assert usage is not None
         assert (usage.input, usage.cache_read, usage.output, usage.source) == (10, 20, 7, "provider")
+
+
+async def test_request_of_claude_code_goes_through() -> None:
+    hint = {"type": "ephemeral", "ttl": "1h"}
+    call_block = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "a"}}
+    thinking = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    body = {
+        "model": MODEL,
+        "max_tokens": 32000,
+        "stream": True,
+        "thinking": {"type": "adaptive"},
+        "output_config": {"effort": "high"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "metadata": {"user_id": json.dumps({"device_id": "d" * 64, "session_id": "s"})},
+        "system": [{"type": "text", "text": "You are Claude Code.", "cache_control": hint}],
+        "tools": [{**WEATHER, "eager_input_streaming": True}],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "<reminder>"}, {"type": "text", "text": "Go."}]},
+            {"role": "assistant", "content": [thinking, {"type": "text", "text": "Reading."}, call_block]},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "toolu_1", "content": "sunny", "cache_control": hint},
+                ],
+            },
+        ],
+    }
+    upstream = FakeUpstream([stream(frame({"content": "Hello."}), frame({}, "stop"), *LAST)])
+    async with connected(upstream) as (_, gateway):
+        headers = [(b"anthropic-version", b"2023-06-01"), (b"anthropic-beta", b"a,b"), (b"user-agent", b"claude-cli/2")]
+        answered = await gateway.request("POST", "/v1/messages?beta=true", headers, json.dumps(body).encode())
+        events = read_events(answered.body)
+        check_grammar(events)
+        assert final_message(events).usage.output_tokens == 7
+        assert answered.headers.get(b"x-penstock-params-dropped") == (
+            b"cache_control, messages[].content[].thinking, context_management, tools[].eager_input_streaming"
+        )
+        sent = json.loads(upstream.requests[0].body)
+        assert [message["role"] for message in sent["messages"]] == ["system", "user", "assistant", "tool"]
+        assert (sent["reasoning_effort"], sent["max_completion_tokens"], len(sent["user"])) == ("high", 32000, 64)
 
 
 async def test_tools_go_round_twice() -> None:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
+import msgspec
 
 from penstock import RequestError
-from penstock_plugins.dialects.shared import Dropped, Members, Raw, data_url, is_text, read_as, refuse
+from penstock_plugins.dialects.shared import UNREADABLE, Dropped, Members, Raw, data_url, is_text, read_as, refuse
 
 Part = dict[str, Any]
 """A content part of a chat message."""
@@ -36,21 +37,33 @@ def malformed(where: str, expected: str) -> RequestError:
 
 def read_object(raw: Raw | None, where: str) -> Members:
     """Return the members of an object that are not null. Raises RequestError ``bad_request``."""
-    members = read_as(Members, raw or _NULL, where)
-    return {name: value for name, value in members.items() if memoryview(value)[:5] != b"null"}
+    try:
+        members = _decode_object(raw or _NULL)
+    except UNREADABLE:
+        members = read_as(Members, raw or _NULL, where)  # says what is wrong
+    return {name: value for name, value in members.items() if memoryview(value) != b"null"}
 
 
 def read_array(raw: Raw | None, where: str) -> list[Raw]:
     """Return the elements of an array. Raises RequestError ``bad_request``."""
-    return read_as(list[Raw], raw or _NULL, where)
+    try:
+        return _decode_array(raw or _NULL)
+    except UNREADABLE:
+        return read_as(list[Raw], raw or _NULL, where)
 
 
 def read_text(raw: Raw | None, where: str) -> str:
     """Return a string. Raises RequestError ``bad_request``."""
-    return read_as(str, raw or _NULL, where)
+    try:
+        return _decode_text(raw or _NULL)
+    except UNREADABLE:
+        return read_as(str, raw or _NULL, where)
 
 
 _NULL = Raw(b"null")
+_decode_object = msgspec.json.Decoder(Members).decode
+_decode_array = msgspec.json.Decoder(list[Raw]).decode
+_decode_text = msgspec.json.Decoder(str).decode
 _CONTENT = "messages[].content[]"
 
 

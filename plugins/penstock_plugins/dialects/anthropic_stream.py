@@ -37,6 +37,8 @@ _DELTAS = {
     "thinking": ("thinking_delta", "thinking"),
     "tool_use": ("input_json_delta", "partial_json"),
 }
+_MOST_LOOKS = 64
+"""So that deltas of calls in turn cost no more than their number; a call looked at so often is complete at the end."""
 
 
 @attrs.define(eq=False)
@@ -50,15 +52,19 @@ class _Block:
     """Deltas that have not been sent."""
     arguments: list[str] = attrs.Factory(list)
     """All deltas of a tool call."""
+    looks: int = 0
+    """How often the arguments were read to learn whether they are complete."""
     is_open: bool = False
     is_closed: bool = False
 
-    @property
     def is_complete(self) -> bool:
-        """Whether nothing can follow: of text that something else began, of arguments that they are an object."""
+        """Tell whether nothing can follow: of text that something else began, of arguments that they are an object."""
         if self.kind != "tool_use":
             return True
-        return bool(self.arguments) and "}" in self.arguments[-1] and is_object("".join(self.arguments))
+        if not self.arguments or "}" not in self.arguments[-1] or self.looks == _MOST_LOOKS:
+            return False
+        self.looks += 1
+        return is_object("".join(self.arguments))
 
     @property
     def start(self) -> dict[str, Any]:
@@ -104,7 +110,7 @@ class _Blocks:
                 kind, member = _DELTAS[block.kind]
                 self._send("content_block_delta", delta={"type": kind, member: "".join(block.waiting)})
                 block.waiting.clear()
-            if not is_last and (len(self._queue) == 1 or not block.is_complete):
+            if not is_last and (len(self._queue) == 1 or not block.is_complete()):
                 return
             self._send("content_block_stop")
             block.is_closed = True
@@ -207,7 +213,7 @@ class MessagesAnswer:
         key = index if isinstance(index, int) else None
         block = self._by_index.get(key)
         if block is not None and name and block.name:
-            is_other = ident != block.id if ident and block.id else block.is_complete
+            is_other = ident != block.id if ident and block.id else block.is_complete()
             block = None if is_other else block
         if block is None:
             block = _Block("tool_use")
@@ -234,7 +240,7 @@ class MessagesAnswer:
         """Close what is open and end the message."""
         choice = self._finish or {}
         is_cut = text_in(choice, "finish_reason") in ("length", "model_length")
-        broken = [call for call in self._calls if not call.name or not (call.is_complete or not call.arguments)]
+        broken = [call for call in self._calls if not (call.name and is_object("".join(call.arguments) or "{}"))]
         if broken and not is_cut:
             raise UpstreamError("protocol", "its stream calls a tool with arguments that are no JSON object")
         if not self._is_started:
