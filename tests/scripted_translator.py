@@ -89,7 +89,7 @@ class ScriptedTranslator:
             raise ZeroDivisionError
         reply = ScriptedReply()
         self.replies.append(reply)
-        made = {"model": model, "messages": [], **({"stream": True} if asked.get("stream") else {})}
+        made: dict[str, Any] = {"model": model, "messages": [], **({"stream": True} if asked.get("stream") else {})}
         dropped = tuple(name for name in ("top_k", "thinking") if name in asked)
         return Translated(json.dumps(made).encode(), reply, dropped)
 

@@ -11,6 +11,7 @@ from fallback_chain import GOOD, STREAM, WHOLE, chain, failing, good
 from fault_upstream import OPENAI
 from penstock import ConfigurationError, Exchange, RequestError, hookimpl, server
 from penstock.testing import LAST_CHUNK, STREAM_HEAD, FakeUpstream, Harness, Pause, Stall, check_plugin, chunk
+from penstock.testing.upstream import Step
 from penstock_plugins.fallback import FallbackChains
 
 pytestmark = pytest.mark.anyio
@@ -111,7 +112,7 @@ async def test_one_exchange_at_a_time_probes_and_the_others_go_elsewhere() -> No
 
 async def test_streamed_probe_closes_it_with_its_first_event() -> None:
     pause = Pause()
-    stream = [STREAM_HEAD, chunk(OPENAI.events[0]), pause, chunk(OPENAI.events[1]), LAST_CHUNK]
+    stream: list[Step] = [STREAM_HEAD, chunk(OPENAI.events[0]), pause, chunk(OPENAI.events[1]), LAST_CHUNK]
     first = FakeUpstream([failing(), stream, good(is_stream=False)])
     async with chain(first, up(), breaker={"failures": 1}, timeouts=LONG) as run:
         await run.ask()

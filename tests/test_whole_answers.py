@@ -133,7 +133,7 @@ async def test_answer_too_large_to_gather_is_given_up_for_the_next(
 
 
 async def test_answer_not_complete_in_time_is_a_timeout() -> None:
-    trickle = [HEAD + b"Content-Length: 99\r\n\r\n" + GOOD[:9], Stall()]
+    trickle: list[Step] = [HEAD + b"Content-Length: 99\r\n\r\n" + GOOD[:9], Stall()]
     timeouts = LONG | {"first_byte": 0.1}
     async with chain(FakeUpstream([trickle]), plugins=[("reviewer", Reviewer())], timeouts=timeouts) as run:
         assert (await run.ask()).status == 504
@@ -240,7 +240,7 @@ async def test_error_of_the_provider_is_relayed_as_it_came_and_not_reviewed(stat
 
 async def test_event_stream_is_not_gathered() -> None:
     pause, reviewer = Pause(), Reviewer(blocking)
-    steps = [STREAM_HEAD, chunk(OPENAI.events[0]), pause, chunk(OPENAI.events[1]), LAST_CHUNK]
+    steps: list[Step] = [STREAM_HEAD, chunk(OPENAI.events[0]), pause, chunk(OPENAI.events[1]), LAST_CHUNK]
     async with chain(FakeUpstream([steps]), plugins=[("reviewer", reviewer)]) as run:
         async with run.harness.stream("POST", OPENAI.path, body=STREAM) as stream:
             assert await anext(aiter(stream)) == OPENAI.events[0]
