@@ -184,13 +184,13 @@ class VirtualKey:
     models_allowed: tuple[str, ...] | None = None
     """Globs over the resolved model, bare and ``type/model``; null allows all."""
     cache_mode: CacheMode | None = None
-    """Kept and checked; nothing acts on it yet."""
+    """How prompt caching is passed through where neither header nor cache rule says; null is ``respect``."""
     usage_frame: Literal["strip", "forward"] | None = None
     """Whether the usage frame the gateway asks a chat stream for is taken out again."""
     guardrails: tuple[GuardrailAttachment, ...] = ()
     """Kept and checked; nothing acts on it yet."""
     policy_rules: PolicyRules = PolicyRules()
-    """Kept and checked; nothing acts on it yet."""
+    """What requests may contain; the routing policy's hold as well."""
     rate_limits: RateLimits = RateLimits()
     """Over all that is asked with it."""
     capture_level: Literal["none", "metadata", "full"] | None = None
