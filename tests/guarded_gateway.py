@@ -22,7 +22,7 @@ from penstock import (
     hookimpl,
     new_key,
 )
-from penstock.testing import FakeUpstream, Harness, Reply, http_reply, stream_reply
+from penstock.testing import FakeUpstream, Harness, Reply, http_reply
 from penstock.testing.harness import PEPPER
 from penstock.testing.upstream import Step
 
@@ -64,11 +64,8 @@ class Shape:
 
     def said(self, body: bytes) -> str:
         """Return the text of a stream's body, put together as a client would."""
-        texts = []
-        for line in body.replace(b"\r\n", b"\n").split(b"\n"):
-            if line.startswith(b"data: {"):
-                texts.append(_SAID[self.name](json.loads(line[6:])))
-        return "".join(texts)
+        lines = body.replace(b"\r\n", b"\n").split(b"\n")
+        return "".join(_SAID[self.name](json.loads(line[6:])) for line in lines if line.startswith(b"data: {"))
 
     def refusal(self, payload: Any) -> tuple[Any, Any]:
         error = payload["error"]

@@ -10,6 +10,7 @@ import pytest
 from guarded_gateway import CARD, MAIL, SHAPES, Shape, guarded, guardrail
 from penstock import GUARDRAIL_OUTCOMES
 from penstock.testing import http_reply, stream_reply
+from penstock.testing.upstream import Step
 
 pytestmark = [pytest.mark.anyio]
 every_dialect = pytest.mark.parametrize("shape", SHAPES, ids=[shape.name for shape in SHAPES])
@@ -66,8 +67,8 @@ async def test_harmless_request_and_answer_pass_byte_for_byte(shape: Shape) -> N
     [
         {"messages": [{"role": "tool", "tool_call_id": "c", "content": f"found {MAIL}"}]},
         {"messages": [{"role": "system", "content": MAIL}]},
-        {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": [{"type": "text", "text": MAIL}]}]}]},
-        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": f'{{"to":"{MAIL}"}}'}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": [{"type": "text", "text": MAIL}]}]}]},  # noqa: E501
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": f'{{"to":"{MAIL}"}}'}}]}]},  # noqa: E501
         {"system": [{"type": "text", "text": MAIL}], "messages": []},
         {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "name": "x", "input": {"url": MAIL}}]}]},
         {"input": [{"role": "user", "content": [{"type": "input_text", "text": MAIL}]}]},
@@ -244,7 +245,7 @@ async def test_stream_of_a_response_guardrail_is_untouched_and_flagged_after_its
 async def test_repeat_without_stream_is_judged_like_the_stream(shape: Shape) -> None:
     text = f"the number is {CARD}."
     rail = guardrail("g", "pii", "stream_chunk", settings={"action": "block"})
-    script = [stream_reply(*shape.events(cut(text, 4))), [http_reply(shape.whole(text))]]
+    script: list[list[Step]] = [stream_reply(*shape.events(cut(text, 4))), [http_reply(shape.whole(text))]]
     async with guarded([rail], script) as run:
         assert not (await run.ask(shape, "hi", stream=True)).is_complete
         reply = await run.ask(shape, "hi")

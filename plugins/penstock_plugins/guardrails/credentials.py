@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import attrs
 
 from penstock import ALL_DIRECTIONS
-from penstock_plugins.guardrails.spans import Act, Hit, Places, SpanCheck, compiled, first_undecided, matches
+from penstock_plugins.guardrails.spans import Act, Ending, Hit, Places, SpanCheck, compiled, first_undecided, matches
 
 _TOKEN = string.ascii_letters + string.digits + "_-./+="
 _ARMOUR = string.ascii_uppercase + "- "
@@ -36,7 +36,7 @@ _ASSIGNED = (
     r"(?i:api[_-]?key|secret|token|passw(?:or)?d|credentials?|access[_-]?key)"
     r"[\"']?[ \t]{0,3}(?::|=>?)[ \t]{0,3}[\"']?([A-Za-z0-9_\-./+=]{16,})"
 )
-_MOST_TOKEN = 4096
+_ENDINGS = (Ending(_TOKEN, 4096), Ending(_ARMOUR, 96, "-"))
 
 
 @attrs.frozen(kw_only=True)
@@ -70,7 +70,7 @@ class SecretsCheck(SpanCheck):
 
     def undecided(self, text: str) -> int:
         """Return where the last token begins, or what may become the first line of a private key."""
-        return first_undecided(text, ((_TOKEN, _MOST_TOKEN), (_ARMOUR, 96)))
+        return first_undecided(text, _ENDINGS)
 
     def find(self, text: str, start: int) -> Iterator[Hit]:
         """Yield what is found."""

@@ -60,15 +60,19 @@ class Track:
         """Return how many characters have come."""
         return self.decided + len(self.held)
 
-    def settle(self, edits: Sequence[TextEdit], undecided: int) -> None:
-        """Take verdicts on what is held, of which everything before ``undecided`` is final."""
+    def settle(self, edits: Sequence[TextEdit], undecided: int, *, is_final: bool = False) -> None:
+        """Take verdicts on what is held, of which everything before ``undecided`` is final.
+
+        A match that reaches the end may grow, so it is not, unless the track has ended or ``is_final`` says so.
+        """
         joined = joined_edits(edits)
-        upto = min(undecided, len(self.held))
-        for each in joined:
-            if each.start < upto < each.end:
+        is_final = is_final or self.is_ended
+        upto = len(self.held) if is_final else min(undecided, len(self.held))
+        for each in () if is_final else joined:
+            if each.start < upto and (upto < each.end or each.end == len(self.held)):
                 upto = each.start
         base = self.decided
-        final = [each for each in joined if each.end <= upto and each.start < upto]
+        final = [each for each in joined if each.end <= upto]
         self.edits += [TextEdit(base + each.start, base + each.end, each.replacement) for each in final]
         self.decided += upto
         self.before = (self.before + self.held[:upto])[-LOOK_BACK:]

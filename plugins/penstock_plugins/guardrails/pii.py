@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 import attrs
 
 from penstock import ALL_DIRECTIONS
-from penstock_plugins.guardrails.spans import Act, Hit, Places, SpanCheck, compiled, first_undecided
+from penstock_plugins.guardrails.spans import Act, Ending, Hit, Places, SpanCheck, compiled, first_undecided
 
 _DIGITS = string.digits
 _LETTERS = string.ascii_letters
 _WORD = frozenset(_LETTERS + _DIGITS)
+_DIGITS_BESIDE = (frozenset(_DIGITS), frozenset(_DIGITS))
 _GROUPS = re.compile(r"\d+")
 _IBAN_LENGTHS = {
     "AD": 24, "AE": 23, "AT": 20, "BE": 16, "BG": 22, "BR": 29, "CH": 21, "CY": 28, "CZ": 24, "DE": 22, "DK": 18,
@@ -105,33 +106,35 @@ class _Kind:
     """How one kind is found: a pattern, what must not stand beside it, a test, and what it is made of."""
 
     pattern: str
-    letters: str
-    most: int
-    beside: frozenset[str] = frozenset(_DIGITS)
+    ending: Ending
+    before: frozenset[str] = frozenset(_DIGITS)
+    after: frozenset[str] = frozenset(_DIGITS)
     test: Callable[[str], bool] | None = None
 
 
 _EMAIL = _LETTERS + _DIGITS + "._%+-@"
 _KINDS: dict[str, _Kind] = {
     "email": _Kind(
-        r"[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,24}", _EMAIL, 350,
-        frozenset(_LETTERS + _DIGITS + "._%+-"),
+        r"[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,24}", Ending(_EMAIL, 350),
+        frozenset(_LETTERS + _DIGITS + "._%+-"), frozenset(),
     ),
     "phone": _Kind(
-        r"\+\d(?:[ ()./-]{0,2}\d){7,14}|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4}", _DIGITS + " ()./-+", 48,
-        _WORD | {"+"}, _phone,
+        r"\+\d(?:[ ()./-]{0,2}\d){7,14}|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4}",
+        Ending(_DIGITS + " ()./-+", 48, _DIGITS + "+("),
+        _WORD | {"+"}, _WORD, _phone,
     ),
-    "us_ssn": _Kind(r"\d{3}-\d{2}-\d{4}", _DIGITS + "-", 12, _WORD | {"-"}, _ssn),
-    "es_dni": _Kind(r"[XYZ0-9]\d{7}[A-Z]", _DIGITS + string.ascii_uppercase, 10, _WORD, _dni),
+    "us_ssn": _Kind(r"\d{3}-\d{2}-\d{4}", Ending(_DIGITS + "-", 12, _DIGITS), _WORD | {"-"}, _WORD, _ssn),
+    "es_dni": _Kind(r"[XYZ0-9]\d{7}[A-Z]", Ending(_DIGITS + string.ascii_uppercase, 10), _WORD, _WORD, _dni),
     "fr_nir": _Kind(
-        r"[12] ?\d{2} ?(?:0[1-9]|1[0-2]) ?\d{2} ?\d{3} ?\d{3} ?\d{2}", _DIGITS + " ", 22, _WORD, _nir
+        r"[12] ?\d{2} ?(?:0[1-9]|1[0-2]) ?\d{2} ?\d{3} ?\d{3} ?\d{2}",
+        Ending(_DIGITS + " ", 22, "12"), _WORD, _WORD, _nir
     ),
-    "de_tax_id": _Kind(r"\d{11}", _DIGITS, 12, _WORD, _steuer_id),
-    "pl_pesel": _Kind(r"\d{11}", _DIGITS, 12, _WORD, _pesel),
+    "de_tax_id": _Kind(r"\d{11}", Ending(_DIGITS, 12), _WORD, _WORD, _steuer_id),
+    "pl_pesel": _Kind(r"\d{11}", Ending(_DIGITS, 12), _WORD, _WORD, _pesel),
 }  # fmt: skip
 _OTHERS = {
-    "card": (_DIGITS + " -", 40),
-    "iban": (string.ascii_uppercase + _DIGITS + " ", 68),
+    "card": Ending(_DIGITS + " -", 40, _DIGITS),
+    "iban": Ending(string.ascii_uppercase + _DIGITS + " ", 68, string.ascii_uppercase),
 }
 KINDS = (*_KINDS, *_OTHERS)
 _DEFAULT = ("email", "phone", "iban", "card", "us_ssn", "es_dni", "fr_nir")
@@ -156,7 +159,7 @@ class PIICheck(SpanCheck):
         super().__init__(settings.action, settings.replacement)
         self._kinds = [(name, _KINDS[name]) for name in settings.kinds if name in _KINDS]
         self._has_cards, self._has_ibans = "card" in settings.kinds, "iban" in settings.kinds
-        self._ends = [(kind.letters, kind.most) for _, kind in self._kinds]
+        self._ends = [kind.ending for _, kind in self._kinds]
         self._ends += [_OTHERS[name] for name in settings.kinds if name in _OTHERS]
 
     def undecided(self, text: str) -> int:
@@ -170,7 +173,7 @@ class PIICheck(SpanCheck):
         if self._has_cards:
             for run in _spans(r"\d(?:[ -]?\d){12,}", text, start):
                 for first, last in _cards(text, run):
-                    if first >= start and not _has_beside(text, first, last, frozenset(_DIGITS)):
+                    if first >= start and not _has_beside(text, first, last, *_DIGITS_BESIDE):
                         yield Hit("card", first, last)
         if self._has_ibans:
             for first, _ in _spans(r"[A-Z]{2}\d{2}", text, start):
@@ -187,7 +190,9 @@ def _by_pattern(name: str, kind: _Kind, text: str, start: int) -> Iterator[Hit]:
     while (found := pattern.search(places.data, at)) is not None:
         first, last = places.character(found.start()), places.character(found.end())
         at = found.start() + 1
-        if not _has_beside(text, first, last, kind.beside) and (kind.test is None or kind.test(text[first:last])):
+        if not _has_beside(text, first, last, kind.before, kind.after) and (
+            kind.test is None or kind.test(text[first:last])
+        ):
             yield Hit(name, first, last)
             at = found.end() if name == "email" else at
 
@@ -199,8 +204,8 @@ def _spans(pattern: str, text: str, start: int) -> Iterator[tuple[int, int]]:
         yield places.character(found.start()), places.character(found.end())
 
 
-def _has_beside(text: str, first: int, last: int, letters: frozenset[str]) -> bool:
-    return (first > 0 and text[first - 1] in letters) or (last < len(text) and text[last] in letters)
+def _has_beside(text: str, first: int, last: int, before: frozenset[str], after: frozenset[str]) -> bool:
+    return (first > 0 and text[first - 1] in before) or (last < len(text) and text[last] in after)
 
 
 class PII:

@@ -92,12 +92,24 @@ def matches(pattern: Any, text: str, start: int) -> Iterator[tuple[int, int]]:
             yield places.character(first), places.character(last)
 
 
-def trailing(text: str, letters: str, most: int) -> int:
-    """Return where the run of certain characters at a text's end begins, at most so many characters from it."""
-    tail = text[-most:]
-    return len(text) - len(tail) + len(tail.rstrip(letters))
+@attrs.frozen
+class Ending:
+    """Say what the matches of one kind are made of: how one may begin, and how long it is at most."""
+
+    letters: str
+    most: int
+    first: str = ""
+    """With what a match may begin; empty is any of ``letters``."""
+
+    def undecided(self, text: str) -> int:
+        """Return where at a text's end a match may begin that is not complete."""
+        tail = text[-self.most :]
+        run = tail[len(tail.rstrip(self.letters)) :]
+        if self.first:
+            run = run.lstrip("".join(set(self.letters) - set(self.first)))
+        return len(text) - len(run)
 
 
-def first_undecided(text: str, ends: Sequence[tuple[str, int]]) -> int:
-    """Return where the earliest begins of what may still become a match: (its characters, how many at most)."""
-    return min((trailing(text, letters, most) for letters, most in ends), default=len(text))
+def first_undecided(text: str, endings: Sequence[Ending]) -> int:
+    """Return where the earliest begins of what may still become a match."""
+    return min((ending.undecided(text) for ending in endings), default=len(text))

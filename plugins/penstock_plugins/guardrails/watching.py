@@ -95,12 +95,12 @@ class Watch:
             if not track.is_ended and not ruling.has_failed and ruling.rail.check is not None:
                 undecided = min(undecided, ruling.rail.check.undecided(text))
             edits += self._edits_of(ruling, subject)
-        if undecided <= 0 and len(text) > MOST_HELD:
-            for rail in self.stream:
-                self.judge.fail(rail, subject, "it leaves too long a text undecided")
-            undecided, edits = len(text), []
         before = len(track.edits)
         track.settle(edits, undecided)
+        if len(track.held) > MOST_HELD:
+            for rail in self.stream:
+                self.judge.fail(rail, subject, "it leaves too long a text undecided")
+            track.settle([], 0, is_final=True)
         if len(track.edits) > before:
             for ruling in rulings:
                 if ruling.verdict.action == "modify":

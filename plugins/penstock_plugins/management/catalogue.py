@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from penstock import ConfigurationError, Direction
 from penstock.governance import KINDS, Rates, StoredObject, write_usd
 from penstock_plugins.management import objects
 from penstock_plugins.management.bindings import PROVIDER_BINDINGS, check_url, sealing_place
@@ -79,6 +81,31 @@ def _check_guardrail(call: Call, draft: Draft) -> None:
         raise bad_field("directions", "must name at least one")
     if not 0 <= guardrail.sample_rate <= 1:
         raise bad_field("sample_rate", "must be from 0 to 1")
+    evaluator = call.tx.get("evaluator", guardrail.evaluator_id)
+    assert evaluator is not None, "it was looked up just now"
+    settings = {**evaluator.document["settings"], **guardrail.settings}
+    _check_settings(call, evaluator.document["type"], settings, guardrail.directions)
+
+
+def _check_evaluator(call: Call, draft: Draft) -> None:
+    """Raise RefusedError for what is wrong whatever a guardrail adds; what is missing it may add."""
+    _check_settings(call, draft.document.type, draft.document.settings, (), is_whole=False)
+
+
+def _check_settings(
+    call: Call, kind: str, settings: Mapping[str, Any], directions: Sequence[Direction], *, is_whole: bool = True
+) -> None:
+    """Raise RefusedError unless an enabled plugin brings the evaluator and understands its settings."""
+    registry = call.means.services.evaluators
+    if not registry:
+        return  # nobody judges here, so nobody knows
+    try:
+        registry.prepare(kind, settings, directions)
+    except ConfigurationError as error:
+        faults = [line for line in error.faults if is_whole or not line.endswith(": is missing")]
+        if faults:
+            where, _, rule = faults[0].partition(": ")
+            raise bad_field(where, rule) from None
 
 
 def _check_webhook(call: Call, draft: Draft) -> None:
@@ -205,6 +232,7 @@ EVALUATORS = Resource(
     path="evaluators",
     grants="gatewayGuardrails",
     references={"scope_id": CONTAINERS},
+    check=_check_evaluator,
     **_IN_SCOPE,
 )
 GUARDRAILS = Resource(
