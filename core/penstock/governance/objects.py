@@ -188,7 +188,7 @@ class VirtualKey:
     usage_frame: Literal["strip", "forward"] | None = None
     """Whether the usage frame the gateway asks a chat stream for is taken out again."""
     guardrails: tuple[GuardrailAttachment, ...] = ()
-    """Kept and checked; nothing acts on it yet."""
+    """What judges its requests and answers, in order."""
     policy_rules: PolicyRules = PolicyRules()
     """What requests may contain; the routing policy's hold as well."""
     rate_limits: RateLimits = RateLimits()

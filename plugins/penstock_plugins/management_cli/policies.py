@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 
+from penstock_plugins.management_cli.client import path_of
 from penstock_plugins.management_cli.fields import Field, SecretField, pairs
 from penstock_plugins.management_cli.output import columns
 from penstock_plugins.management_cli.ownership import ARCHIVED
-from penstock_plugins.management_cli.resources import Resource, new_group
+from penstock_plugins.management_cli.resources import Resource, etag_of, looked_up, new_group
 from penstock_plugins.management_cli.scopes import put_tree_scope, tree_options
+from penstock_plugins.management_cli.terminal import Terminal, command
 
 _NAME = Field("--name", "name", "What it is called.", is_required=True)
 _EXTERNAL = Field("--external-id", "external_id", "Your own id for it.")
@@ -101,6 +103,57 @@ guardrails = _scoped(
         Field("--sample-rate", "sample_rate", "Share of requests, 0 to 1.", type=click.FloatRange(0, 1)),
     ),
 )
+_ATTACHED = [
+    click.Argument(["guardrail"]),
+    click.Option(["--to", "key"], required=True, help="Virtual key, id or name."),
+]
+_DETACHED = [
+    click.Argument(["guardrail"]),
+    click.Option(["--from", "key"], required=True, help="Virtual key, id or name."),
+]
+
+
+def _attachments_of(terminal: Terminal, key: str) -> tuple[str, list[dict[str, Any]], str | None]:
+    """Return the path of a key, what is attached to it, and its version."""
+    place = path_of("virtual-keys", looked_up(terminal, "virtual-keys", key, "key"))
+    found = terminal.api.get(place)
+    version = found.get("version")
+    return place, list(found["guardrails"]), None if version is None else str(version)
+
+
+@command(
+    guardrails,
+    "attach",
+    [
+        *_ATTACHED,
+        click.Option(["--fail-open/--fail-closed"], default=None, help="What a failure of it means for this key."),
+    ],
+    about="Have a guardrail judge what a virtual key asks and is answered, after those it has.",
+)
+def attach(terminal: Terminal, guardrail: str, key: str, *, fail_open: bool | None) -> None:
+    """Attach a guardrail to a key, or change how it is attached."""
+    place, attached, version = _attachments_of(terminal, key)
+    guardrail_id = looked_up(terminal, "guardrails", guardrail, "GUARDRAIL")
+    entry: dict[str, Any] = {"guardrail_id": guardrail_id, "fail_open": fail_open}
+    ids = [each["guardrail_id"] for each in attached]
+    if guardrail_id in ids:
+        attached[ids.index(guardrail_id)] = entry
+    else:
+        attached.append(entry)
+    terminal.show(terminal.api.request("PATCH", place, {"guardrails": attached}, etag=etag_of(version)))
+
+
+@command(guardrails, "detach", _DETACHED, about="Take a guardrail off a virtual key.")
+def detach(terminal: Terminal, guardrail: str, key: str) -> None:
+    """Detach a guardrail from a key."""
+    place, attached, version = _attachments_of(terminal, key)
+    guardrail_id = looked_up(terminal, "guardrails", guardrail, "GUARDRAIL")
+    left = [each for each in attached if each["guardrail_id"] != guardrail_id]
+    if len(left) == len(attached):
+        raise click.UsageError(f"{guardrail} is not attached to {key}")
+    terminal.show(terminal.api.request("PATCH", place, {"guardrails": left}, etag=etag_of(version)))
+
+
 evaluators = _scoped(
     "evaluators",
     "evaluator",
