@@ -185,7 +185,11 @@ def test_custom_tools_and_namespaces_become_functions_and_come_back(translator: 
     assert (schema["required"], "start: /x/" in tools[1]["description"]) == (["input"], True)
     assert [tool.get("strict") for tool in tools] == [True, None, None]
     assert found.dropped == ("tools[].format",)
-    calls = [("patch", {"input": "*** x"}), ("mcp__read", {"a": 1}), ("patch", {"input": ""})]
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("patch", {"input": "*** x"}),
+        ("mcp__read", {"a": 1}),
+        ("patch", {"input": ""}),
+    ]
     found.reply.begin(200, is_event_stream=False)
     found.reply.feed(answer_with(translator, calls))
     first, second, third = json.loads(found.reply.finish())["output"]
@@ -234,7 +238,7 @@ def test_allowed_tools_narrow_the_tools(translator: Translator) -> None:
 
 
 def test_parallel_calls_can_be_turned_off() -> None:
-    body = {"tools": [LOOK], "parallel_tool_calls": False}
+    body: dict[str, Any] = {"tools": [LOOK], "parallel_tool_calls": False}
     assert request_of(CHAT, **body)["parallel_tool_calls"] is False
     assert request_of(MESSAGES, **body)["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
 
@@ -401,7 +405,7 @@ def refusal_of(translator: Translator, body: dict[str, Any]) -> RequestError | N
 
 
 def test_recorded_requests_are_translated_or_refused_by_name(recordings: Path) -> None:
-    counts = {CHAT: 0, MESSAGES: 0}
+    counts: dict[Translator, int] = {CHAT: 0, MESSAGES: 0}
     for meta_file in sorted(recordings.glob("*/*/responses_*.meta.json")):
         body = (json.loads(meta_file.read_text(encoding="utf-8"))["request"] or {}).get("body") or {}
         if "input" not in body:

@@ -208,9 +208,14 @@ async def test_errors_raise_the_sdks_own_exceptions(
 async def test_what_cannot_be_asked_is_refused_without_a_dial(vendor: Vendor) -> None:
     upstream = FakeUpstream([])
     async with gateway(vendor, upstream) as harness, client_of(harness) as client:
-        for members in ({"previous_response_id": "resp_1"}, {"tools": [{"type": "web_search"}]}, {"background": True}):
+        refused: list[dict[str, Any]] = [
+            {"previous_response_id": "resp_1"},
+            {"tools": [{"type": "web_search"}]},
+            {"background": True},
+        ]
+        for members in refused:
             with pytest.raises(openai.BadRequestError) as caught:
-                await client.responses.create(model="up", input="hi", **members)  # type: ignore[call-overload]
+                await client.responses.create(model="up", input="hi", **members)
             assert caught.value.code == "unsupported_parameter"
         assert upstream.requests == []
 

@@ -92,7 +92,7 @@ def chat_streams(draw: st.DrawFn) -> tuple[list[dict[str, Any]], dict[str, Any]]
     return chunks, expected
 
 
-BLOCKS = st.one_of(
+BLOCKS: st.SearchStrategy[tuple[str, list[str]]] = st.one_of(
     st.tuples(st.just("text"), st.lists(TEXTS, max_size=3)),
     st.tuples(st.just("thinking"), st.lists(TEXTS, max_size=3)),
     st.tuples(st.just("redacted_thinking"), st.just([])),
@@ -134,7 +134,9 @@ def message_streams(draw: st.DrawFn) -> tuple[list[dict[str, Any]], dict[str, An
     stop = draw(st.sampled_from(["end_turn", "tool_use", "max_tokens", "refusal", "pause_turn", "to_come"]))
     events.append({"type": "message_delta", "delta": {"stop_reason": stop}, "usage": {"output_tokens": 9}})
     for _ in range(draw(st.integers(0, 3))):
-        noise = draw(st.sampled_from([{"type": "ping"}, {"type": "to_come", "index": 0, "delta": {"type": "x"}}]))
+        noise: dict[str, Any] = draw(
+            st.sampled_from([{"type": "ping"}, {"type": "to_come", "index": 0, "delta": {"type": "x"}}])
+        )
         events.insert(draw(st.integers(0, len(events))), noise)
     events.append({"type": "message_stop"})
     calls = {f"id{index}": (kind, "".join(pieces)) for index, (kind, pieces) in enumerate(blocks)
@@ -175,7 +177,7 @@ def test_chat_chunks_become_a_well_formed_stream(drawn: Any, at: list[int]) -> N
     response = check_events(events)
     assert_says(response, expected)
     if response["status"] == "completed":
-        final = accumulated(events).to_dict()
+        final: dict[str, Any] = accumulated(events).to_dict()
         assert said(final) == said(response)
         assert [item["id"] for item in final["output"]] == [item["id"] for item in response["output"]]
 
@@ -294,7 +296,7 @@ def test_error_body_is_in_the_envelope_of_openai(translator: Translator, status:
 
 # --- recorded answers -------------------------------------------------------------------------------------------------
 
-_TRANSLATORS = {"openai.chat": CHAT, "anthropic.messages": MESSAGES}
+_TRANSLATORS: dict[str | None, Translator] = {"openai.chat": CHAT, "anthropic.messages": MESSAGES}
 
 
 def recorded(folder: Path, kind: str, suffix: str) -> list[tuple[Path, Translator]]:
