@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -332,6 +334,22 @@ async def test_key_whose_policy_is_archived_is_let_through_by_nobody(tmp_path: P
         assert (await asked(gateway)).status == 200
         await gateway.archive("routing_policy", policy_id)
         assert refused(await asked(gateway)) == (503, "policy_rules_invalid")
+
+
+def test_re2_is_loaded_with_the_first_rule_only() -> None:
+    program = (
+        "import sys\n"
+        "from penstock import PatternRules, PolicyRules\n"
+        "from penstock_plugins.caching import Caching\n"
+        "from penstock_plugins.policy_rules import Policies\n"
+        "from penstock_plugins.policy_rules.patterns import compile_rules\n"
+        "assert compile_rules(PolicyRules(tools=PatternRules()), 'vk', 'virtual key') is None\n"
+        "before = 're2' in sys.modules\n"
+        "compile_rules(PolicyRules(tools=PatternRules(deny=('x',))), 'vk', 'virtual key')\n"
+        "print(before, 're2' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["False", "True"]
 
 
 # --- the audit --------------------------------------------------------------------------------------------------------
