@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from penstock_plugins.fallback.breaker import Breaker, Thresholds
+from penstock_plugins.fallback.plugin import Breakers
 
 FEW = Thresholds(failures=3, window_seconds=30.0, open_seconds=60.0)
 
@@ -143,3 +144,15 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 TestBreakerMachine = BreakerMachine.TestCase
+
+
+def test_breakers_that_say_nothing_are_forgotten_and_those_that_are_open_kept() -> None:
+    breakers = Breakers()
+    for number in range(20_000):
+        breakers.of(f"gpc_{number}", float(number), FEW).fail(number, number, FEW)
+    for _ in range(3):
+        breakers.of("gpc_bad", 20_000.0, FEW).fail(20_000, 20_000, FEW)
+    for number in range(20_000, 40_000):
+        breakers.of(f"gpc_{number}", float(number), FEW).fail(number, number, FEW)
+    assert len(breakers.by_binding) <= 1001
+    assert breakers.by_binding["gpc_bad"].opened_at == 20_000
