@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from penstock.splice import Span, children, key_of, root
+from penstock.splice import Span, children, root
 
 PLAIN_TYPES = frozenset(("function", "custom", "namespace", "mcp", "mcp_toolset"))
 """Types that say nothing about what a tool does; every other one names a tool the provider itself brings."""
@@ -40,7 +40,7 @@ class DepthError(ValueError):
 def _members(body: bytes, span: Span) -> list[tuple[str, Span]]:
     if body[span.start] != ord("{"):
         return []
-    return [(key_of(body, child), child.value) for child in children(body, span)]
+    return [(_string(body, child.key), child.value) for child in children(body, span)]
 
 
 def _elements(body: bytes, span: Span) -> Iterator[tuple[int, Span]]:
@@ -50,8 +50,10 @@ def _elements(body: bytes, span: Span) -> Iterator[tuple[int, Span]]:
 
 
 def _text(body: bytes, span: Span) -> str | None:
-    if body[span.start] != ord('"'):
-        return None
+    return _string(body, span) if body[span.start] == ord('"') else None
+
+
+def _string(body: bytes, span: Span) -> str:
     raw = body[span.start + 1 : span.end - 1].decode("utf-8", "replace")
     found: str = json.loads(f'"{raw}"', strict=False) if "\\" in raw else raw
     return found
@@ -141,7 +143,8 @@ def urls_in(body: bytes) -> Iterator[URL]:
     """Yield every http(s) URL in a JSON text, each spelling once, in time linear in the body."""
     if b"\\u00" in body:
         body = _ascii_escapes(lambda found: bytes((int(found[1], 16),)), body)
-    body = _slashes(b"/", body)
+    if b"\\/" in body:
+        body = _slashes(b"/", body)
     starts = [found.start() for found in _start(body.lower())]
     if not starts:
         return
