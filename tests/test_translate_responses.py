@@ -292,7 +292,7 @@ def test_parameters_become_those_of_messages() -> None:
     (MODEL, "high", 4000, {"type": "enabled", "budget_tokens": 3000}, None, ()),
     (MODEL, "high", 1000, None, None, ("reasoning.effort",)),
     (MODEL, "none", None, {"type": "disabled"}, None, ()),
-    ("claude-opus-4-6", "xhigh", None, {"type": "adaptive"}, {"effort": "xhigh"}, ()),
+    ("claude-opus-4-6", "high", None, {"type": "adaptive"}, {"effort": "high"}, ()),
 ])  # fmt: skip
 def test_effort_makes_claude_think(
     model: str, effort: str, bound: int | None, thinking: Any, config: Any, dropped: tuple[str, ...]

@@ -228,6 +228,16 @@ def test_chat_stream_without_done_is_complete_once_it_has_finished(drawn: Any, a
     assert_says(check_events(events_of(through(CHAT, sse(*drawn[0]), at))), drawn[1])
 
 
+@pytest.mark.parametrize(("translator", "stream"), [
+    (CHAT, sse(chunk_of({"content": "hi"}), chunk_of({}, "stop"))),
+    (MESSAGES, sse({"type": "message_start"}, *block_events(0, "text", ["hi"]), {"type": "message_stop"})),
+])  # fmt: skip
+def test_stream_that_nobody_asked_for_is_a_stream_all_the_same(translator: Translator, stream: bytes) -> None:
+    reply = reply_of(translator, stream=False)
+    reply.begin(200, is_event_stream=True)
+    assert said(check_events(events_of(reply.feed(stream) + reply.finish())))["text"] == "hi"
+
+
 # --- errors and faults ------------------------------------------------------------------------------------------------
 
 

@@ -54,7 +54,7 @@ class OpenAIResponsesToAnthropic:
         """Return the request as Messages. Raises RequestError."""
         asked = read_request(body, model)
         messages = _request(asked, model, self.default_max_tokens)
-        writer = ResponseWriter(asked.echo, asked.called, is_stream=asked.is_stream)
+        writer = ResponseWriter(asked.echo, asked.called)
         return Translated(encode(messages), Reply(MessagesAnswer(writer)), asked.settle())
 
 

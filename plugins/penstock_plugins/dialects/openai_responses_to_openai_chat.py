@@ -40,7 +40,7 @@ class OpenAIResponsesToOpenAIChat:
         """Return the request as a chat completion. Raises RequestError."""
         asked = read_request(body, model)
         chat = _request(asked, model)
-        writer = ResponseWriter(asked.echo, asked.called, is_stream=asked.is_stream)
+        writer = ResponseWriter(asked.echo, asked.called)
         return Translated(encode(chat), Reply(ChatCompletionAnswer(writer)), asked.settle())
 
 

@@ -75,14 +75,13 @@ class ResponseWriter:
     """
 
     __slots__ = (
-        "_call_ids", "_calls", "_created", "_echo", "_id", "_is_stream", "_items", "_model", "_next", "_out", "_output",
-        "_sequence", "_speaking", "_token", "_tools", "is_ended", "is_started", "whole",
+        "_call_ids", "_calls", "_created", "_echo", "_id", "_model", "_next", "_out", "_output",
+        "_sequence", "_speaking", "_token", "_tools", "is_ended", "is_started", "is_stream", "whole",
     )  # fmt: skip
 
-    def __init__(self, echo: Mapping[str, Any], tools: Mapping[str, Called], *, is_stream: bool) -> None:
+    def __init__(self, echo: Mapping[str, Any], tools: Mapping[str, Called]) -> None:
         self._echo = echo
         self._tools = tools
-        self._is_stream = is_stream
         self._token = secrets.token_hex(12)
         self._id = f"resp_{self._token}"
         self._model: str | None = None
@@ -94,6 +93,8 @@ class ResponseWriter:
         self._calls: dict[object, _Item] = {}
         self._call_ids: set[str] = set()
         self.is_started = self.is_ended = False
+        self.is_stream = False
+        """Whether events are written."""
         self.whole: dict[str, Any] = {}
         """The response object, once it has ended."""
 
@@ -293,7 +294,7 @@ class ResponseWriter:
         self._emit("response.output_item.done", None, output_index=item.index, item=done)
 
     def _emit(self, kind: str, about: _Item | None = None, **members: Any) -> None:
-        if not self._is_stream:
+        if not self.is_stream:
             return
         event: dict[str, Any] = {"type": kind, "sequence_number": self._sequence}
         if about is not None:

@@ -92,6 +92,7 @@ class ChatCompletionAnswer:
 
     def event(self, name: str | None, payload: bytes) -> bytes:
         writer = self._writer
+        writer.is_stream = True
         if writer.is_ended:
             return b""
         if payload.strip() == b"[DONE]":

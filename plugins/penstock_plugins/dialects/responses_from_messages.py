@@ -78,6 +78,7 @@ class MessagesAnswer:
         return openai_error(_named(read_error(body)), status)
 
     def event(self, name: str | None, payload: bytes) -> bytes:
+        self._writer.is_stream = True
         if self._writer.is_ended:
             return b""
         event = _read_event(payload)
