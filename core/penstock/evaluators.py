@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from penstock.models import Exchange
 
 Direction = Literal["request", "response", "stream_chunk"]
+"""On which way a text is judged: ``request``, ``response`` or ``stream_chunk``."""
 TextKind = Literal["content", "reasoning", "tool"]
+"""What a text of an answer is: ``content``, ``reasoning`` or ``tool``."""
 Action = Literal["allow", "block", "modify"]
 SettingsClass = type[Any]
 ALL_DIRECTIONS: frozenset[Direction] = frozenset(("request", "response", "stream_chunk"))
+"""For evaluators whose checks make sense everywhere."""
 
 
 @attrs.frozen

@@ -131,21 +131,25 @@ def build_generation(
     )
     built.append(pipeline)
     with _faults_placed(configuration.source):
-        for name, offered in collect(manager, "register_providers"):
-            with faults_named(name, "register_providers"):
-                for provider in _listed("register_providers", "providers", offered):
-                    _add_provider(services, provider)
-        for name, offered in collect(manager, "register_translators"):
-            with faults_named(name, "register_translators"):
-                for translator in _listed("register_translators", "translators", offered):
-                    services.translators.add(translator)
-        for name, offered in collect(manager, "register_evaluators"):
-            with faults_named(name, "register_evaluators"):
-                for evaluator in _listed("register_evaluators", "evaluators", offered):
-                    services.evaluators.add(evaluator)
+        _register(manager, services)
         mounts = tuple(_checked_mounts(collect(manager, "register_routes")))
         lifespans = collect(manager, "lifespan")
     return Generation(configuration, services, plugins, pipeline, mounts, lifespans)
+
+
+def _register(manager: Any, services: Services) -> None:
+    """Have each registry take what plugins offer it."""
+    registries: tuple[tuple[str, Callable[[Any], None]], ...] = (
+        ("providers", lambda provider: _add_provider(services, provider)),
+        ("translators", services.translators.add),
+        ("evaluators", services.evaluators.add),
+    )
+    for what, add in registries:
+        hook = f"register_{what}"
+        for name, offered in collect(manager, hook):
+            with faults_named(name, hook):
+                for each in _listed(hook, what, offered):
+                    add(each)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import penstock
@@ -30,12 +30,18 @@ SECTIONS = {
         "Fallback", "PolicyRules", "PatternRules", "GuardrailAttachment", "Secret", "Address", "Origin", "UpstreamRequest", "ResponseFilter", "Transport", "UpstreamResponse",
         "ResponseHead", "Receiver", "Translator", "Translated", "ReplyTranslation", "TranslatorRegistry",
     ),
+    "For evaluators": (
+        "Evaluator", "Check", "Subject", "Verdict", "TextEdit", "EvaluatorRegistry", "GuardrailOutcome",
+        "GuardrailCounts", "GatewayCall",
+    ),
     "Shared by plugins": (
         "Services", "BindingDirectory", "KeyDirectory", "KeyRecord", "KeyHasher", "Fetch", "FetchedResponse", "Mount",
     ),
     "Errors in detail": ("PenstockError", "RequestError", "UpstreamError", "PluginError", "ConfigurationError"),
 }  # fmt: skip
 """Every public class, by what it is for."""
+_WITH_CONSTANTS = ("evaluators", "inner", "hookspecs")
+"""Modules whose public constants say below what they are."""
 _KINDS = ("Exceptions", "Protocols", "Classes", "Functions", "Others")
 
 _API_HEAD = """
@@ -134,13 +140,15 @@ def _functions(module: Any) -> Iterator[tuple[str, Any]]:
             yield name, getattr(module, name)
 
 
-def _constants() -> dict[str, str]:
-    """Return the string under each constant of the testing tools."""
+def _constants(modules: Sequence[str] = ("testing.upstream", "testing.samples")) -> dict[str, str]:
+    """Return the string under each constant of modules."""
     found = {}
-    for name in ("upstream", "samples"):
-        importlib.import_module(f"penstock.testing.{name}")
-        body = ast.parse(inspect.getsource(sys.modules[f"penstock.testing.{name}"])).body
+    for name in modules:
+        importlib.import_module(f"penstock.{name}")
+        body = ast.parse(inspect.getsource(sys.modules[f"penstock.{name}"])).body
         for statement, following in itertools.pairwise(body):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                found[statement.target.id] = string_of(following) or ""
             if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
                 found[statement.targets[0].id] = string_of(following) or ""
     return found
@@ -155,4 +163,7 @@ def _kind_of(thing: object) -> str:
 
 
 def _about(name: str, thing: object) -> str:
-    return "Mark a method as the implementation of a hook." if name == "hookimpl" else first_line(thing)
+    if name == "hookimpl":
+        return "Mark a method as the implementation of a hook."
+    is_code = isinstance(thing, type) or inspect.isroutine(thing)
+    return first_line(thing) if is_code else _constants(_WITH_CONSTANTS).get(name) or first_line(thing)
