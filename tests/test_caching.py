@@ -14,7 +14,7 @@ import pytest
 from governed_gateway import answer, governed
 from penstock import ConfigurationError, new_key
 from penstock.governance.objects import CacheMatch, CacheRule
-from penstock.testing import FakeUpstream, Harness, Reply, http_reply
+from penstock.testing import FakeUpstream, Harness, Reply, check_plugin, http_reply
 from penstock.testing.harness import PEPPER
 from penstock.testing.samples import SAMPLES, Sample
 from penstock_plugins.caching import Caching
@@ -302,3 +302,7 @@ def test_rules_in_the_file_beside_a_store_stop_the_start(tmp_path: Path) -> None
 
     with pytest.raises(ConfigurationError, match="cache-rules create"):
         anyio.run(main)
+
+
+def test_caching_keeps_the_contract_of_plugins() -> None:
+    check_plugin(Caching)

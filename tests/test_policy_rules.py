@@ -25,7 +25,7 @@ from penstock import (
     hookimpl,
 )
 from penstock.governance.objects import RoutingPolicy
-from penstock.testing import FakeUpstream, Harness, Reply, http_reply
+from penstock.testing import FakeUpstream, Harness, Reply, check_plugin, http_reply
 from penstock.testing.harness import BINDINGS, PEPPER
 from penstock.testing.samples import SAMPLES, Sample
 from penstock_plugins.policy_rules import Policies
@@ -395,3 +395,7 @@ async def test_violations_of_the_last_moment_are_entered_before_the_end(tmp_path
             await asked(gateway, "x")
     async with governed(tmp_path, first=[("policy_rules", Policies)], is_fresh=False) as gateway:
         assert len(await entries(gateway, 20)) == 20
+
+
+def test_policy_rules_keep_the_contract_of_plugins() -> None:
+    check_plugin(Policies)
