@@ -1,4 +1,4 @@
-"""Guardrails of the store: written with their faults named, attached, changed while traffic flows, entered in the ledger."""
+"""Guardrails of the store: written with faults named, attached, changed under traffic, entered in the ledger."""
 
 from __future__ import annotations
 

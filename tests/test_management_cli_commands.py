@@ -237,7 +237,7 @@ def test_login_keeps_address_and_token_for_later(shared: Shell, tmp_path: Path) 
         ),
         ("routing-policies", ["--name", "r1", "--entry", "mock:2"], ["--strategy", "weighted"]),
         ("cache-rules", ["--name", "c1", "--mode", "force", "--ttl", "300"], ["--priority", "3"]),
-        ("evaluators", ["--name", "e1", "--type", "pii", "--settings", "{}"], ["--settings", '{"a": 1}']),
+        ("evaluators", ["--name", "e1", "--type", "pii", "--settings", "{}"], ["--settings", '{"kinds": ["email"]}']),
         ("webhooks", ["--name", "w1", "--post-to", "https://example.org/hook"], ["--no-enabled"]),
     ],
 )

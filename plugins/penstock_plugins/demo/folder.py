@@ -27,7 +27,7 @@ _CONFIG = """\
 # Made by "penstock demo". Serve it again with the same command, or with: penstock serve -c {file}
 [gateway]
 plugins = [
-    "store", "virtual_keys", "rate_limits", "routing", "caching", "policy_rules", "prices", "budgets",
+    "store", "virtual_keys", "rate_limits", "routing", "caching", "policy_rules", "prices", "budgets", "guardrails",
     "mock", "openai", "anthropic", "management",
 ]
 
