@@ -143,6 +143,15 @@ def test_unreadable_answer_is_the_provider_s_fault(body: bytes) -> None:
     assert caught.value.fault == "protocol"
 
 
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_stream_instead_of_a_body_or_the_other_way_is_the_providers_fault(is_asked: bool) -> None:
+    translation = reply(stream=is_asked)
+    translation.begin(200, is_event_stream=not is_asked)
+    body = json.dumps(completion({"content": "a"})).encode() if is_asked else chunk({"content": "a"})
+    with pytest.raises(UpstreamError, match="asked for"):
+        assert translation.feed(body) + translation.finish() == b""
+
+
 # --- errors -------------------------------------------------------------------------------------------------------
 
 

@@ -129,6 +129,8 @@ class MessagesAnswer:
     """Whether the client sees what the model thought."""
     stops: tuple[str, ...]
     """The request's stop sequences."""
+    is_stream: bool
+    """Whether the client asked for a stream: it could not read a whole body then, nor a stream else."""
     _blocks: _Blocks = attrs.field(init=False, factory=_Blocks)
     _calls: list[_Block] = attrs.field(init=False, factory=list)
     _by_index: dict[object, _Block] = attrs.field(init=False, factory=dict)
@@ -141,6 +143,8 @@ class MessagesAnswer:
 
     def whole(self, body: bytes) -> bytes:
         """Return a whole answer as a message. Raises UpstreamError ``protocol``."""
+        if self.is_stream:
+            raise UpstreamError("protocol", "it answered with a whole body where a stream was asked for")
         return whole_message(body, self.stops, shows_thinking=self.shows_thinking)
 
     def error(self, status: int, body: bytes) -> bytes:
@@ -151,6 +155,8 @@ class MessagesAnswer:
         """Return what a chunk becomes. Raises UpstreamError ``protocol`` for what cannot be read."""
         if self._is_ended:
             return b""
+        if not self.is_stream:
+            raise UpstreamError("protocol", "it answered with a stream that was not asked for")
         if payload.strip() == b"[DONE]":
             return self._ended() if self._is_started or self._finish is not None else b""
         chunk = read_answer(payload)

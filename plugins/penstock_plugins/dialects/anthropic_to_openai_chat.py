@@ -253,7 +253,9 @@ class AnthropicToOpenAIChat:
             elif name not in _ELSEWHERE:
                 request.dropped.add(name)
         request.finish()
-        answer = MessagesAnswer(shows_thinking=request.shows_thinking, stops=request.stops)
+        answer = MessagesAnswer(
+            shows_thinking=request.shows_thinking, stops=request.stops, is_stream="stream" in request.chat
+        )
         try:
             encoded = encode(request.chat)
         except msgspec.MsgspecError:
