@@ -51,7 +51,7 @@ CLAUDE_STREAM: list[Step] = stream_reply(
     event("content_block_delta", index=0, delta={"type": "text_delta", "text": "Let me "}),
     event("content_block_delta", index=0, delta={"type": "text_delta", "text": "look."}),
     event("content_block_stop", index=0),
-    event("content_block_start", index=1, content_block={**CLAUDE["content"][1], "input": {}}),  # type: ignore[index]
+    event("content_block_start", index=1, content_block={**CLAUDE["content"][1], "input": {}}),  # type: ignore[index, dict-item]
     event("content_block_delta", index=1, delta={"type": "input_json_delta", "partial_json": '{"city":'}),
     event("content_block_delta", index=1, delta={"type": "input_json_delta", "partial_json": ' "Oslo"}'}),
     event("content_block_stop", index=1),

@@ -27,6 +27,7 @@ from penstock.http_providers import HTTPProvider
 from penstock.inner import GatewayCall, InnerCalls
 from penstock.pipeline import SETTLE_SECONDS, Pipeline
 from penstock.plugins import Plugin
+from penstock.policies import ENFORCED
 from penstock.providers import missing_members
 from penstock.server import Server
 from penstock.services import Fetch, Services
@@ -128,6 +129,7 @@ def build_generation(
         gateway.limits.max_body_bytes,
         gateway.drain_after_disconnect,
         services.translators,
+        tuple(name for name in ENFORCED if not any(name in plugin.enforces for plugin in plugins)),
     )
     built.append(pipeline)
     with _faults_placed(configuration.source):

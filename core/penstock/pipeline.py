@@ -10,7 +10,7 @@ closed).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from time import monotonic_ns
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from penstock.ids import new_span_id
 from penstock.inspection import editable_body
 from penstock.metering import BodyWindow
 from penstock.models import Attempt, Candidate, Exchange, Principal, Response, Usage
+from penstock.policies import NO_RULES
 from penstock.providers import Transport, UpstreamRequest
 from penstock.relay import Client, Relay
 from penstock.replies import FieldError
@@ -81,6 +82,8 @@ class Pipeline:
     max_body_bytes: int
     drain: Drain | None = None
     translators: TranslatorRegistry = attrs.Factory(TranslatorRegistry)
+    unenforced: tuple[str, ...] = ()
+    """Members of principals that hold only where a plugin enforces them, and none that is enabled does."""
 
     async def handle(self, exchange: Exchange, client: Connection) -> None:
         """Take an exchange from its parsed request to its settlement; the answer is written to ``client``."""
@@ -129,6 +132,8 @@ class Pipeline:
             principal: Principal | None = result if is_ready else await call.wait(result)
             if principal is not None:
                 exchange.principal = principal
+                if self.unenforced:
+                    _check_enforced(principal, self.unenforced)
                 return
         if self.hooks.authenticate:
             message = "No virtual key was presented; send it as 'Authorization: Bearer <key>' or 'x-api-key'."
@@ -429,6 +434,17 @@ def _note_skip(exchange: Exchange, candidate: Candidate, refusal: RequestError) 
         exchange.attempts.append(attempt)
         exchange.exclude(binding.id, refusal)
     return is_new
+
+
+def _check_enforced(principal: Principal, names: Iterable[str]) -> None:
+    """Refuse a key whose rules nobody would keep: a plugin left out must not mean that anything goes."""
+    for name in names:
+        if getattr(principal, name) not in (None, (), NO_RULES):
+            raise RequestError(
+                "policy_rules_invalid",
+                f"This virtual key has {name.replace('_', ' ')}, and no enabled plugin enforces them; the operator "
+                f'must add "{name}" to [gateway] plugins, or take them from the key.',
+            )
 
 
 def _check_endpoint(exchange: Exchange) -> None:

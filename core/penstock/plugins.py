@@ -27,6 +27,8 @@ from penstock.structuring import structure
 
 NEEDS = ("reads_body", "edits_body", "sees_chunks", "edits_chunks")
 """What a plugin class may declare about itself; each defaults to False."""
+ENFORCES = "enforces"
+"""What else it may declare: names of a principal's members that hold because of it, such as ``policy_rules``."""
 
 
 @attrs.frozen(eq=False)
@@ -40,6 +42,10 @@ class Plugin:
     @property
     def hooks(self) -> tuple[str, ...]:
         return hooks_of(type(self.instance))
+
+    @property
+    def enforces(self) -> tuple[str, ...]:
+        return tuple(getattr(self.instance, ENFORCES, ()))
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -59,3 +59,5 @@ class GuardrailAttachment:
 
 
 NO_RULES = PolicyRules()
+ENFORCED = ("policy_rules", "guardrails", "rate_limits")
+"""Members of a principal that are refused where no enabled plugin enforces them; the bundled ones have these names."""

@@ -247,6 +247,10 @@ A misspelt attribute is refused when the plugin is loaded. `penstock plugins sho
 bytes still pass untouched. While serving, only `sees_chunks` has an effect: nobody stops a plugin that declares no
 edits from making some. [`check_plugin`](testing.md#checks-that-come-with-it) finds those that its requests and drawn
 bodies bring about, so an edit that only some rare word triggers needs a test of its own.
+
+`enforces`, a tuple of names, says which members of a principal hold because of the plugin: `policy_rules`, `guardrails`
+or `rate_limits`. A key that has one of them where no enabled plugin enforces it is refused with 503
+`policy_rules_invalid`: a plugin left out must not mean that anything goes.
 """
 
 

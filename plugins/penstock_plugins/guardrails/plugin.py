@@ -57,6 +57,8 @@ _STORED = frozenset(("response", "response_cancel", "response_items"))
 class Guardrails:
     """Run the guardrails attached to keys."""
 
+    enforces = ("guardrails",)
+
     Config = GuardrailsConfig
     edits_body = True
     edits_chunks = True

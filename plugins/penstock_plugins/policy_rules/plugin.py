@@ -46,6 +46,8 @@ _decode_named = msgspec.json.Decoder(_Named).decode
 class Policies:
     """Refuse requests that hold what the rules of the key, or of its routing policy, do not admit."""
 
+    enforces = ("policy_rules",)
+
     reads_body = True
 
     services: Services

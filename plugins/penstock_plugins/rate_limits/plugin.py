@@ -93,6 +93,8 @@ Pending: TypeAlias = Awaitable[Answer]
 class RateLimiting:
     """Keep keys and bindings within their rate limits."""
 
+    enforces = ("rate_limits",)
+
     services: Services
     _counters: Counters = attrs.field(init=False, repr=False)
     _dimension_field: bytes = attrs.field(init=False, repr=False)
