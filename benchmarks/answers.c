@@ -29,7 +29,7 @@ static const char usage_event[] =
     "\"usage\":{\"prompt_tokens\":219,\"completion_tokens\":200,\"total_tokens\":419}}\n\n";
 static const char done_event[] = "data: [DONE]\n\n";
 
-static struct bytes json_bytes, burst_bytes, burst_bytes_with_usage;
+static struct bytes json_bytes, message_bytes, burst_bytes, burst_bytes_with_usage;
 
 /* The text behind `"name":` and white space, or NULL. */
 static const char *member(const char *text, size_t size, const char *quoted_name)
@@ -134,35 +134,63 @@ static struct bytes make_burst(bool wants_usage)
     return (struct bytes){room, used};
 }
 
+static struct bytes with_head(const char *body)
+{
+    char *room = malloc(4096);
+    size_t used = append(room, 0,
+                         "HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
+                         "Content-Type: application/json\r\nContent-Length: %zu\r\n"
+                         "x-request-id: req_0f6c2d7be19a4c53\r\nopenai-processing-ms: 12\r\n\r\n%s",
+                         strlen(body), body);
+    return (struct bytes){room, used};
+}
+
+static size_t append_text(char *room, size_t used, size_t until)
+{
+    while (used < until)
+        used = append(room, used, "The gate opens, the water runs, the wheel turns. ");
+    return used;
+}
+
 static struct bytes make_json(void)
 {
-    char body[2048], *room = malloc(4096);
+    char body[2048];
     size_t size = append(body, 0,
                          "{\n  \"id\": \"chatcmpl-Bench0123456789abcdefghij\",\n"
                          "  \"object\": \"chat.completion\",\n  \"created\": 1767225600,\n"
                          "  \"model\": \"gpt-4o-mini-2024-07-18\",\n  \"choices\": [\n    {\n"
                          "      \"index\": 0,\n      \"message\": {\n        \"role\": \"assistant\",\n"
                          "        \"content\": \"");
-    while (size < 750)
-        size = append(body, size, "The gate opens, the water runs, the wheel turns. ");
-    size = append(body, size,
-                  "\",\n        \"refusal\": null,\n        \"annotations\": []\n      },\n"
-                  "      \"logprobs\": null,\n      \"finish_reason\": \"stop\"\n    }\n  ],\n"
-                  "  \"usage\": {\n    \"prompt_tokens\": 219,\n    \"completion_tokens\": 120,\n"
-                  "    \"total_tokens\": 339,\n    \"prompt_tokens_details\": {\"cached_tokens\": 0},\n"
-                  "    \"completion_tokens_details\": {\"reasoning_tokens\": 0}\n  },\n"
-                  "  \"service_tier\": \"default\"\n}\n");
-    size_t used = append(room, 0,
-                         "HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
-                         "Content-Type: application/json\r\nContent-Length: %zu\r\n"
-                         "x-request-id: req_0f6c2d7be19a4c53\r\nopenai-processing-ms: 12\r\n\r\n%s",
-                         size, body);
-    return (struct bytes){room, used};
+    size = append_text(body, size, 750);
+    append(body, size,
+           "\",\n        \"refusal\": null,\n        \"annotations\": []\n      },\n"
+           "      \"logprobs\": null,\n      \"finish_reason\": \"stop\"\n    }\n  ],\n"
+           "  \"usage\": {\n    \"prompt_tokens\": 219,\n    \"completion_tokens\": 120,\n"
+           "    \"total_tokens\": 339,\n    \"prompt_tokens_details\": {\"cached_tokens\": 0},\n"
+           "    \"completion_tokens_details\": {\"reasoning_tokens\": 0}\n  },\n"
+           "  \"service_tier\": \"default\"\n}\n");
+    return with_head(body);
+}
+
+static struct bytes make_message(void)
+{
+    char body[2048];
+    size_t size = append(body, 0,
+                         "{\"model\":\"claude-haiku-4-5-20251001\",\"id\":\"msg_01Bench0123456789abcdefg\","
+                         "\"type\":\"message\",\"role\":\"assistant\",\"content\":[{\"type\":\"text\",\"text\":\"");
+    size = append_text(body, size, 750);
+    append(body, size,
+           "\"}],\"stop_reason\":\"end_turn\",\"stop_sequence\":null,\"usage\":{\"input_tokens\":219,"
+           "\"cache_creation_input_tokens\":0,\"cache_read_input_tokens\":0,\"cache_creation\":"
+           "{\"ephemeral_5m_input_tokens\":0,\"ephemeral_1h_input_tokens\":0},\"output_tokens\":120,"
+           "\"service_tier\":\"standard\"}}");
+    return with_head(body);
 }
 
 void answers_prepare(void)
 {
     json_bytes = make_json();
+    message_bytes = make_message();
     burst_bytes = make_burst(false);
     burst_bytes_with_usage = make_burst(true);
 }
@@ -170,6 +198,11 @@ void answers_prepare(void)
 struct bytes json_answer(void)
 {
     return json_bytes;
+}
+
+struct bytes message_answer(void)
+{
+    return message_bytes;
 }
 
 struct bytes burst_answer(bool wants_usage)

@@ -1,4 +1,5 @@
-/* What the mock says: one JSON answer and a stream of events, in the shape of OpenAI's chat completions. */
+/* What the mock says: one JSON answer and a stream of events, in the shape of OpenAI's chat completions, and one
+ * answer of Anthropic's messages. */
 #ifndef BENCH_ANSWERS_H
 #define BENCH_ANSWERS_H
 
@@ -30,6 +31,8 @@ struct wish wish_of(const char *body, size_t size);
 void answers_prepare(void);
 
 struct bytes json_answer(void);
+
+struct bytes message_answer(void);
 
 /* A whole stream with its head. */
 struct bytes burst_answer(bool wants_usage);

@@ -10,7 +10,7 @@ from subprocess import Popen
 
 import attrs
 from benchmarks.build import Programs
-from benchmarks.gateway import ALIAS_SECRET, SECRET, GatewayCommand, Served
+from benchmarks.gateway import ALL_PLUGINS_COMMAND, GOVERNED_COMMAND, SECRETS, GatewayCommand, Served
 from benchmarks.generator import Generator, Load, LoadResult
 from benchmarks.machine import CorePlan
 from benchmarks.nginx import write_nginx_command
@@ -25,9 +25,10 @@ from benchmarks.processes import (
 from benchmarks.prompts import Prompt, build_requests, write_requests
 from benchmarks.report import Spread, paired
 
-ALIAS = "fast"
 PROXIES = ("gateway", "nginx")
 SUBJECTS = (*PROXIES, "direct")
+FURTHER = {"governed": GOVERNED_COMMAND, "all-plugins": ALL_PLUGINS_COMMAND}
+"""Gateways that some rows compare, whichever is under test."""
 
 
 @attrs.frozen
@@ -38,8 +39,7 @@ class Subject:
     port: int
     program: Popen[bytes] | None = None
     start_seconds: float = 0.0
-    secret: str = SECRET
-    alias_secret: str = ALIAS_SECRET
+    secrets: Mapping[str, str] = SECRETS
 
 
 @attrs.frozen
@@ -94,16 +94,17 @@ class Bench:
     def fresh(
         self, name: str, *, workers: int = 1, plan: CorePlan | None = None, mock_port: int = 0
     ) -> Iterator[Subject]:
-        """Start the gateway or nginx and wait for its first 200; end it with the block."""
+        """Start a gateway or nginx and wait for its first 200; end it with the block."""
         self._count += 1
         folder = self.folder / f"{name}-{self._count}"
         folder.mkdir()
         port = free_port()
         upstream = mock_port or self._mock_port
-        if name == "gateway":
-            served = self.gateway_command.write(folder, port, upstream, workers)
-        else:
+        command = None if name == "nginx" else FURTHER.get(name, self.gateway_command)
+        if command is None:
             served = Served(write_nginx_command(folder, self.nginx, port, upstream))
+        else:
+            served = command.write(folder, port, upstream, workers)
         log = folder / "output.log"
         request = build_requests(Prompt(), port, served.secret, 1)[0]
         started = time.perf_counter()
@@ -111,14 +112,16 @@ class Bench:
             try:
                 wait_for_answer(program, port, request, log)
                 seconds = time.perf_counter() - started
-                if name == "gateway" and self.gateway_command.template is None:
+                if command is not None and command.template is None:
                     wait_for_listeners(port, workers)
             except MeasurementError as error:
                 raise MeasurementError(f"{name} is {error}") from error
-            yield Subject(name, port, program, seconds, served.secret, served.alias_secret)
+            yield Subject(name, port, program, seconds, served.secrets)
 
     def standing(self, name: str) -> Subject:
         """Return the subject that stays up between rows; start it when it is not running."""
+        if FURTHER.get(name) == self.gateway_command:
+            name = "gateway"
         subject = self._standing.get(name)
         if subject is None or (subject.program is not None and subject.program.poll() is not None):
             subject = self._stack.enter_context(self.fresh(name))
@@ -131,9 +134,8 @@ class Bench:
 
     def write(self, subject: Subject, prompt: Prompt) -> Path:
         """Write the requests for a prompt to a subject."""
-        secret = subject.alias_secret if prompt.model == ALIAS else subject.secret
         path = self.folder / f"requests-{subject.port}"
-        return write_requests(path, build_requests(prompt, subject.port, secret))
+        return write_requests(path, build_requests(prompt, subject.port, subject.secrets[prompt.key]))
 
     def measure(self, subject: Subject, prompt: Prompt, load: Load, plan: CorePlan | None = None) -> LoadResult:
         """Send load to a subject and return what was measured."""
@@ -150,17 +152,33 @@ class Bench:
     def interleave(
         self, prompt: Prompt, load: Load, figure: Callable[[LoadResult], float], slices: int = 1
     ) -> Measured:
-        """Measure A B C, B C A, C A B, … so that no subject always follows the same one.
+        """Send the same to all subjects, by turns.
 
         Args:
             figure: what the row is about; shown while the row is measured.
             slices: how many windows each round is cut into, for figures that drift within seconds.
         """
-        results: dict[str, list[LoadResult]] = {name: [] for name in SUBJECTS}
+        return self.take_turns({name: (name, prompt) for name in SUBJECTS}, load, figure, slices)
+
+    def take_turns(
+        self,
+        turns: Mapping[str, tuple[str, Prompt]],
+        load: Load,
+        figure: Callable[[LoadResult], float],
+        slices: int = 1,
+    ) -> Measured:
+        """Measure A B C, B C A, C A B, … so that nothing always follows the same.
+
+        Args:
+            turns: by the name of its results, who is asked and what.
+        """
+        names = tuple(turns)
+        results: dict[str, list[LoadResult]] = {name: [] for name in names}
         for number in range(self.rounds * slices):
-            turn = number % len(SUBJECTS)
-            for name in (*SUBJECTS[turn:], *SUBJECTS[:turn]):
-                result = self.measure(self.standing(name), prompt, load)
+            turn = number % len(names)
+            for name in (*names[turn:], *names[:turn]):
+                asked, prompt = turns[name]
+                result = self.measure(self.standing(asked), prompt, load)
                 results[name].append(result)
                 self.say(f"    {number + 1} {name}: {figure(result):,.3f}, {result.errors} errors")
         values = {name: [figure(result) for result in list_] for name, list_ in results.items()}

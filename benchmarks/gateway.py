@@ -1,4 +1,4 @@
-"""The gateway under test: its configuration, its command, its key."""
+"""The gateway under test: its configuration, its command, its keys."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import json
 import shlex
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
+from benchmarks.seeding import make_edited, make_objects
 
 from penstock import new_key
 
@@ -43,19 +40,34 @@ base_url = "http://127.0.0.1:{upstream}/v1"
 credential = "sk-upstream"
 models = ["gpt-4o-mini"]
 """
-
-
-SECRET = new_key(env="test")
-ALIAS_SECRET = new_key(env="test")
+GOVERNED = """\
+[gateway]
+listen = "127.0.0.1:{port}"
+plugins = {plugins}
+"""
+GOVERNED_PLUGINS = ("store", "virtual_keys", "rate_limits", "routing", "prices", "budgets", "openai", "management")
+ALL_PLUGINS = (
+    "store", "virtual_keys", "rate_limits", "routing", "caching", "policy_rules", "prices", "budgets", "guardrails",
+    "fallback", "dialects", "openai", "anthropic", "openai_compatible", "mock", "management",
+)  # fmt: skip
+"""Every bundled plugin, in the order in which requests meet them."""
+KEYS = ("bench", "alias", "guarded", "policed", "anthropic", "uncached")
+SECRETS = {name: new_key(env="test") for name in KEYS}
+"""What requests bear where the gateway does not make its keys itself; the configuration file has the first two."""
+SECRET, ALIAS_SECRET = SECRETS["bench"], SECRETS["alias"]
 
 
 @attrs.frozen
 class Served:
-    """A command that serves, and the secrets of its virtual keys."""
+    """A command that serves, and the secrets of its virtual keys by name."""
 
     command: list[str]
-    secret: str = SECRET
-    alias_secret: str = ALIAS_SECRET
+    secrets: Mapping[str, str] = SECRETS
+
+    @property
+    def secret(self) -> str:
+        """The secret of the plain key."""
+        return self.secrets["bench"]
 
 
 def write_configuration(folder: Path, port: int, upstream: int) -> Path:
@@ -79,6 +91,8 @@ class GatewayCommand:
     template: str | None = None
     is_governed: bool = False
     """Whether store, limits, budgets and ledger are on."""
+    has_all_plugins: bool = False
+    """Whether a governed gateway has every bundled plugin, most of them without anything to do for the plain key."""
 
     @property
     def can_choose_workers(self) -> bool:
@@ -88,7 +102,8 @@ class GatewayCommand:
     def write(self, folder: Path, port: int, upstream: int, workers: int = 1) -> Served:
         """Write the configuration into the folder; return the command that serves it, and its keys."""
         if self.is_governed:
-            return governed(folder, port, upstream, workers)
+            plugins = ALL_PLUGINS if self.has_all_plugins else GOVERNED_PLUGINS
+            return governed(folder, port, upstream, workers, plugins)
         config = write_configuration(folder, port, upstream)
         if self.template is not None:
             places = {"port": port, "upstream": upstream, "config": config, "workers": workers}
@@ -96,80 +111,25 @@ class GatewayCommand:
         return Served(serve_command(config, workers))
 
 
-GOVERNED = """\
-[gateway]
-listen = "127.0.0.1:{port}"
-plugins = ["store", "virtual_keys", "rate_limits", "routing", "prices", "budgets", "openai", "management"]
-"""
-BUDGETS = (
-    {"scope": "organization", "scope_id": "default", "window": "month", "limit_usd": "1000000"},
-    {"scope": "project", "scope_id": "default", "window": "day", "limit_usd": "1000000"},
-)
+GOVERNED_COMMAND = GatewayCommand(is_governed=True)
+ALL_PLUGINS_COMMAND = GatewayCommand(is_governed=True, has_all_plugins=True)
 
 
-def governed(folder: Path, port: int, upstream: int, workers: int) -> Served:
-    """Make a store with a binding, keys with limits and budgets that are never reached; return what serves it."""
+def governed(folder: Path, port: int, upstream: int, workers: int, plugins: Sequence[str] = GOVERNED_PLUGINS) -> Served:
+    """Make a store with bindings, keys with limits and budgets that are never reached; return what serves it.
+
+    With all plugins there are keys for the edited paths too; nothing of theirs concerns the plain key.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "penstock.toml"
-    config.write_text(GOVERNED.format(port=port))
+    config.write_text(GOVERNED.format(port=port, plugins=json.dumps(plugins)))
     with open(folder / "seeding.log", "wb") as log:
         program = subprocess.Popen(serve_command(config), stdout=log, stderr=log)
         try:
-            secret, alias_secret = _seed(folder, port, upstream)
+            secrets = make_objects(folder, port, upstream)
+            if plugins == ALL_PLUGINS:
+                secrets |= make_edited(folder, port, upstream)
         finally:
             program.terminate()
             program.wait(20)
-    return Served(serve_command(config, workers), secret, alias_secret)
-
-
-def _seed(folder: Path, port: int, upstream: int) -> tuple[str, str]:
-    binding = {
-        "name": "mock",
-        "type": "openai",
-        "scope_id": "default",
-        "base_url": f"http://127.0.0.1:{upstream}/v1",
-        "credential": "sk-upstream",
-        "models": ["gpt-4o-mini"],
-        "rate_limits": {"rpm": 100_000_000, "concurrency": 100_000},
-    }
-    call = _Calls(folder, port)
-    call.make("provider-bindings", binding)
-    for budget in BUDGETS:
-        call.make("budgets", budget)
-    key = {
-        "provider_bindings": ["mock"],
-        "rate_limits": {"rpm": 100_000_000, "tpm": 100_000_000_000, "concurrency": 100_000},
-        "budget": {"window": "month", "limit_usd": "1000000"},
-    }
-    first = call.make("virtual-keys", {"name": "bench", **key})
-    second = call.make("virtual-keys", {"name": "bench-alias", "model_aliases": {"fast": "gpt-4o-mini"}, **key})
-    return first["secret"], second["secret"]
-
-
-class _Calls:
-    """Call the management API of a gateway that starts just now."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self._base = f"http://127.0.0.1:{port}"
-        until = time.monotonic() + 20
-        while True:
-            try:
-                urllib.request.urlopen(f"{self._base}/readyz", timeout=5).close()
-                break
-            except OSError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.05)
-        self._token = (folder / "penstock.db.admin-token").read_text().strip()
-
-    def make(self, resource: str, document: Mapping[str, object]) -> dict[str, Any]:
-        """Create one object; return it as the API does."""
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
-        url = f"{self._base}/api/v1/{resource}"
-        request = urllib.request.Request(url, json.dumps(document).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
-                made: dict[str, Any] = json.load(answer)
-        except urllib.error.HTTPError as error:
-            raise RuntimeError(f"{resource}: {error.read().decode()}") from error
-        return made
+    return Served(serve_command(config, workers), secrets)

@@ -1,8 +1,9 @@
-/* Mock upstream: answers chat completions as fast as one core can, so that it is never what is measured.
+/* Mock upstream: answers chat completions and messages as fast as one core can, so that it is never what is measured.
  *
  * Usage: mock [PORT]   (0 or nothing: any free port). Prints "PORT\n" once it listens on 127.0.0.1.
- * A request without "stream": true gets one JSON answer; with it, 200 events written at once, or, when the
- * body's metadata holds pace_ms, one write per event at that pace, each stamped with the time of writing. */
+ * A request without "stream": true gets one JSON answer, on /v1/messages a message; with it, 200 events of chat
+ * completions written at once, or, when the body's metadata holds pace_ms, one write per event at that pace, each
+ * stamped with the time of writing. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -95,11 +96,17 @@ static bool write_event(struct connection *connection, int64_t stamp)
     return write_bytes(connection, (struct bytes){connection->event, size});
 }
 
+static bool is_for_messages(const struct connection *connection)
+{
+    static const char start[] = "POST /v1/messages";
+    return memcmp(connection->input, start, strlen(start)) == 0; /* the input has room for more */
+}
+
 static bool answer(struct connection *connection, const char *body, size_t size)
 {
     struct wish wish = wish_of(body, size);
     if (!wish.streams)
-        return write_bytes(connection, json_answer());
+        return write_bytes(connection, is_for_messages(connection) ? message_answer() : json_answer());
     if (!wish.pace_ns)
         return write_bytes(connection, burst_answer(wish.wants_usage));
     connection->wish = wish;

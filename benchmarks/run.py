@@ -1,6 +1,6 @@
 """Measure the gateway against nginx and against no proxy at all, in one run.
 
-    python benchmarks/run.py [--quick] [--governed] [--only ROW ...] [--markdown] [--json FILE]
+    python benchmarks/run.py [--quick] [--governed | --all-plugins] [--only ROW ...] [--markdown] [--json FILE]
 
 Needs Linux, a C compiler and nginx. Mock upstream, load generator and gateway get cores of their own.
 """
@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +21,7 @@ import attrs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import footprint, rows
+from benchmarks import footprint, plugin_rows, rows
 from benchmarks.bench import Bench
 from benchmarks.build import compile_programs
 from benchmarks.gateway import GatewayCommand
@@ -46,8 +46,15 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "12 long-prompts": rows.long_prompts,
     "12b alias-splice": rows.alias_splice,
 }
-
-
+PLUGIN_ROWS: dict[str, Callable[[Bench], Row]] = {
+    "13 unused-plugins": plugin_rows.unused_plugins,
+    "14 translated": plugin_rows.translated,
+    "14b translated-streams": plugin_rows.translated_streams,
+    "15 streams-guarded": plugin_rows.guarded_streams,
+    "15b policy-rules": plugin_rows.policy_rules,
+    "16 cache-disabled": plugin_rows.cache_disabled,
+}
+"""Rows that need a store and every plugin, measured only with `--governed` or `--all-plugins`."""
 BUSY_LOAD = 0.5
 
 
@@ -69,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
         bench = Bench(
             programs=programs,
-            gateway_command=GatewayCommand(options.gateway, options.governed),
+            gateway_command=GatewayCommand(options.gateway, options.governed, options.all_plugins),
             nginx=nginx,
             folder=Path(folder),
             plan=plan_cores(cores),
@@ -82,16 +89,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say("warning: something else keeps this machine busy: expect noise")
         if bench.plan.is_shared:
             _say("warning: too few cores, so load, mock and gateway share them: expect noise")
-        measured = _measure(bench, [name for name in ROWS if _is_chosen(name, options.only)])
+        measured = _measure(
+            bench, {name: row for name, row in _rows(options).items() if _is_chosen(name, options.only)}
+        )
     _print(facts, measured, bench, options)
     return 0 if all(row.errors == 0 for row in measured) else 1
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the gateway against nginx and a direct call.")
-    names = ", ".join(ROWS)
-    parser.add_argument("--quick", action="store_true", help="three short rounds, under three minutes")
-    parser.add_argument("--only", nargs="+", metavar="ROW", help=f"rows by number or name: {names}")
+    names, further = ", ".join(ROWS), ", ".join(PLUGIN_ROWS)
+    parser.add_argument("--quick", action="store_true", help="three short rounds, under four minutes")
+    parser.add_argument(
+        "--only", nargs="+", metavar="ROW", help=f"rows by number or name: {names}; with --governed also {further}"
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds per row (5, with --quick 3)")
     parser.add_argument(
         "--gateway",
@@ -101,29 +112,37 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--governed", action="store_true", help="with store, rate limits, budgets and ledger on, and the goals for that"
     )
+    parser.add_argument(
+        "--all-plugins", action="store_true", help="as --governed, with every bundled plugin, unused by the key"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure to a file")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     options = parser.parse_args(arguments)
-    known = {part for name in ROWS for part in name.split()}
-    if unknown := set(options.only or ()) - known:
-        parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {names}")
+    options.governed |= options.all_plugins
+    if unknown := set(options.only or ()) - {part for name in _rows(options) for part in name.split()}:
+        wanting = "" if options.governed else f"; with --governed also {further}"
+        parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(_rows(options))}{wanting}")
     if options.rounds is not None and not 1 <= options.rounds <= 100:
         parser.error("--rounds must be from 1 to 100")
     return options
+
+
+def _rows(options: argparse.Namespace) -> dict[str, Callable[[Bench], Row]]:
+    return {**ROWS, **PLUGIN_ROWS} if options.governed else ROWS
 
 
 def _is_chosen(name: str, only: Sequence[str] | None) -> bool:
     return not only or any(part in only for part in name.split())
 
 
-def _measure(bench: Bench, names: Sequence[str]) -> list[Row]:
+def _measure(bench: Bench, chosen: Mapping[str, Callable[[Bench], Row]]) -> list[Row]:
     measured = []
     with pinned(bench.plan.runner), bench.open():
-        for name in names:
+        for name, measure in chosen.items():
             started = time.monotonic()
             _say(f"row {name}")
             try:
-                row = ROWS[name](bench)
+                row = measure(bench)
             except MeasurementError as error:
                 number, _, word = name.partition(" ")
                 _say(f"    failed: {error}")

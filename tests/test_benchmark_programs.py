@@ -112,9 +112,9 @@ class ScriptedServer:
             thread.join(10)
 
 
-def ask(port: int, body: dict[str, object]) -> tuple[str, bytes]:
+def ask(port: int, body: dict[str, object], path: str = "/v1/chat/completions") -> tuple[str, bytes]:
     with closing(HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body))
+        connection.request("POST", path, json.dumps(body))
         answer = connection.getresponse()
         assert answer.status == 200
         return answer.getheader("Content-Type", ""), answer.read()
@@ -139,6 +139,15 @@ def test_mock_answers_json_of_about_the_stated_size(mock_port: int) -> None:
     answer = json.loads(content)
     assert answer["choices"][0]["message"]["role"] == "assistant"
     assert answer["usage"]["total_tokens"] == 339
+
+
+def test_mock_answers_messages_where_they_are_asked_for(mock_port: int) -> None:
+    kind, content = ask(mock_port, {"model": "m", "messages": []}, "/v1/messages")
+    assert kind == "application/json"
+    assert 1000 <= len(content) <= 1400
+    answer = json.loads(content)
+    assert (answer["type"], answer["content"][0]["type"]) == ("message", "text")
+    assert (answer["usage"]["input_tokens"], answer["usage"]["output_tokens"]) == (219, 120)
 
 
 @pytest.mark.parametrize("wants_usage", [False, True])

@@ -16,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import run
+from benchmarks import rows, run
 from benchmarks.gateway import ALIAS_SECRET, SECRET, GatewayCommand, write_configuration
 from benchmarks.machine import CorePlan, order_cores, plan_cores
 from benchmarks.nginx import write_nginx_command
@@ -73,6 +73,28 @@ def test_long_prompts_have_the_stated_size() -> None:
         assert 98_000 <= len(request) <= 102_000
 
 
+def test_messages_are_written_as_anthropics_sdk_writes_them() -> None:
+    prompt = Prompt(dialect="messages", has_markers=True, streams=True)
+    for request in build_requests(prompt, 80, SECRET):
+        head, _, body = request.partition(b"\r\n\r\n")
+        assert head.startswith(b"POST /v1/messages HTTP/1.1\r\n")
+        assert b"anthropic-version: 2023-06-01" in head
+        assert f"x-api-key: {SECRET}".encode() in head
+        assert b"Content-Length: %d" % len(body) in head
+        assert 900 <= len(body) <= 1100
+        assert json.loads(body)["stream"] is True
+        assert body.count(b'"cache_control"') == 2
+    assert b"cache_control" not in build_requests(Prompt(dialect="messages"), 80, SECRET, 1)[0]
+
+
+def test_bodies_with_tools_have_the_stated_size_and_a_link() -> None:
+    for request in build_requests(Prompt(has_tools=True), 80, SECRET):
+        body = request.partition(b"\r\n\r\n")[2]
+        assert 900 <= len(body) <= 1100
+        assert len(json.loads(body)["tools"]) == 2
+        assert b"https://" in body
+
+
 # Configuration
 
 
@@ -99,8 +121,8 @@ def test_gateway_command_fills_in_a_command_of_ones_own(tmp_path: Path) -> None:
 
 def test_governed_gateway_has_budgets_limits_and_prices_on_its_key(tmp_path: Path) -> None:
     served = GatewayCommand(is_governed=True).write(tmp_path, free_port(), free_port())
-    assert is_well_formed(served.secret.encode())
-    assert is_well_formed(served.alias_secret.encode())
+    assert set(served.secrets) == {"bench", "alias"}
+    assert all(is_well_formed(secret.encode()) for secret in served.secrets.values())
     config = tmp_path / "penstock.toml"
     assert served.command[-2:] == ["--config", str(config)]
     for name in ("store", "rate_limits", "prices", "budgets"):
@@ -251,3 +273,21 @@ def test_an_unknown_row_is_refused_with_the_known_ones(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         run.main(["--only", "nonsense"])
     assert "12b alias-splice" in capsys.readouterr().err
+
+
+def test_rows_about_plugins_are_refused_without_plugins(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["--only", "unused-plugins"])
+    assert "with --governed also 13 unused-plugins" in capsys.readouterr().err
+
+
+def test_the_manual_lists_every_row(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["--help"])
+    manual = "".join(capsys.readouterr().out.split())  # lines may end within a name
+    assert [name for name in (*run.ROWS, *run.PLUGIN_ROWS) if name.replace(" ", "") not in manual] == []
+
+
+def test_every_goal_is_for_a_row_of_a_governed_gateway() -> None:
+    numbers = {name.partition(" ")[0] for name in (*run.ROWS, *run.PLUGIN_ROWS)}
+    assert set(rows.GOVERNED_GOALS) <= numbers
