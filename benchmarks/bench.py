@@ -10,7 +10,7 @@ from subprocess import Popen
 
 import attrs
 from benchmarks.build import Programs
-from benchmarks.gateway import ALL_PLUGINS_COMMAND, GOVERNED_COMMAND, SECRETS, GatewayCommand, Served
+from benchmarks.gateway import ALL_PLUGINS_COMMAND, GOVERNED_COMMAND, SECRETS, GatewayCommand, Served, Stores
 from benchmarks.generator import Generator, Load, LoadResult
 from benchmarks.machine import CorePlan
 from benchmarks.nginx import write_nginx_command
@@ -80,6 +80,7 @@ class Bench:
     _stack: ExitStack = attrs.field(factory=ExitStack)
     _mock_port: int = 0
     _standing: dict[str, Subject] = attrs.field(factory=dict)
+    _stores: Stores = attrs.field(init=False, default=attrs.Factory(lambda self: Stores(self.folder), takes_self=True))
     _count: int = 0
 
     @contextmanager
@@ -104,7 +105,7 @@ class Bench:
         if command is None:
             served = Served(write_nginx_command(folder, self.nginx, port, upstream))
         else:
-            served = command.write(folder, port, upstream, workers)
+            served = command.write(folder, port, upstream, workers, self._stores)
         log = folder / "output.log"
         request = build_requests(Prompt(), port, served.secret, 1)[0]
         started = time.perf_counter()

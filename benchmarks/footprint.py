@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import attrs
 from benchmarks.bench import PROXIES, Bench, Subject
@@ -167,12 +168,14 @@ def workers(bench: Bench) -> Row:
     plans = {count: plan_cores(bench.cores, count) for count in (1, fitting)}
     rates: dict[int, list[float]] = {count: [] for count in plans}
     errors = 0
-    for number in range(bench.rounds):
-        for count, plan in plans.items():
-            result = _run_workers(bench, count, plan)
-            rates[count].append(result.per_second)
-            errors += result.errors
-            bench.say(f"    round {number + 1} {count} workers: {result.per_second:,.0f}/s")
+    with ExitStack() as stack:
+        mocks = {count: stack.enter_context(bench.mock_on(plan)) for count, plan in plans.items()}
+        for number in range(bench.rounds):
+            for count, plan in plans.items():
+                result = _run_workers(bench, count, plan, mocks[count])
+                rates[count].append(result.per_second)
+                errors += result.errors
+                bench.say(f"    round {number + 1} {count} workers: {result.per_second:,.0f}/s")
     scaling = [ratio(many, one) for many, one in zip(rates[fitting], rates[1], strict=True)]
     return attrs.evolve(
         row,
@@ -184,10 +187,7 @@ def workers(bench: Bench) -> Row:
     )
 
 
-def _run_workers(bench: Bench, count: int, plan: CorePlan) -> LoadResult:
+def _run_workers(bench: Bench, count: int, plan: CorePlan, mock_port: int) -> LoadResult:
     load = Load(connections=256, warmup=bench.seconds(0.4, 1), seconds=bench.seconds(0.8, 3))
-    with (
-        bench.mock_on(plan) as mock_port,
-        bench.fresh("gateway", workers=count, plan=plan, mock_port=mock_port) as subject,
-    ):
+    with bench.fresh("gateway", workers=count, plan=plan, mock_port=mock_port) as subject:
         return bench.measure(subject, CHAT, load, plan)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
+from benchmarks.processes import free_port
 from benchmarks.seeding import make_edited, make_objects
 
 from penstock import new_key
@@ -99,11 +101,11 @@ class GatewayCommand:
         """Whether the number of workers has a place in the command."""
         return self.template is None or "{workers}" in self.template
 
-    def write(self, folder: Path, port: int, upstream: int, workers: int = 1) -> Served:
+    def write(self, folder: Path, port: int, upstream: int, workers: int = 1, stores: Stores | None = None) -> Served:
         """Write the configuration into the folder; return the command that serves it, and its keys."""
         if self.is_governed:
             plugins = ALL_PLUGINS if self.has_all_plugins else GOVERNED_PLUGINS
-            return governed(folder, port, upstream, workers, plugins)
+            return governed(folder, port, upstream, workers, plugins=plugins, stores=stores)
         config = write_configuration(folder, port, upstream)
         if self.template is not None:
             places = {"port": port, "upstream": upstream, "config": config, "workers": workers}
@@ -115,14 +117,31 @@ GOVERNED_COMMAND = GatewayCommand(is_governed=True)
 ALL_PLUGINS_COMMAND = GatewayCommand(is_governed=True, has_all_plugins=True)
 
 
-def governed(folder: Path, port: int, upstream: int, workers: int, plugins: Sequence[str] = GOVERNED_PLUGINS) -> Served:
-    """Make a store with bindings, keys with limits and budgets that are never reached; return what serves it.
+@attrs.define
+class Stores:
+    """Stores that are filled once, and copied for each gateway: filling one takes longer than most measurements."""
+
+    folder: Path
+    _filled: dict[tuple[Sequence[str], int], tuple[Path, dict[str, str]]] = attrs.field(factory=dict)
+
+    def copy(self, folder: Path, upstream: int, plugins: Sequence[str]) -> dict[str, str]:
+        """Put a store into a folder; return the secrets of its keys by name."""
+        found = self._filled.get((plugins, upstream))
+        if found is None:
+            origin = self.folder / f"store-{len(self._filled)}"
+            found = self._filled[plugins, upstream] = origin, fill_store(origin, upstream, plugins)
+        origin, secrets = found
+        shutil.copytree(origin, folder, dirs_exist_ok=True)
+        return secrets
+
+
+def fill_store(folder: Path, upstream: int, plugins: Sequence[str]) -> dict[str, str]:
+    """Make a store with bindings, keys with limits and budgets that are never reached; return the keys' secrets.
 
     With all plugins there are keys for the edited paths too; nothing of theirs concerns the plain key.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "penstock.toml"
-    config.write_text(GOVERNED.format(port=port, plugins=json.dumps(plugins)))
+    port = free_port()
+    config = _write_governed(folder, port, plugins)
     with open(folder / "seeding.log", "wb") as log:
         program = subprocess.Popen(serve_command(config), stdout=log, stderr=log)
         try:
@@ -132,4 +151,25 @@ def governed(folder: Path, port: int, upstream: int, workers: int, plugins: Sequ
         finally:
             program.terminate()
             program.wait(20)
-    return Served(serve_command(config, workers), secrets)
+    return secrets
+
+
+def governed(
+    folder: Path,
+    port: int,
+    upstream: int,
+    workers: int,
+    *,
+    plugins: Sequence[str] = GOVERNED_PLUGINS,
+    stores: Stores | None = None,
+) -> Served:
+    """Put a filled store into the folder; return what serves it."""
+    secrets = fill_store(folder, upstream, plugins) if stores is None else stores.copy(folder, upstream, plugins)
+    return Served(serve_command(_write_governed(folder, port, plugins), workers), secrets)
+
+
+def _write_governed(folder: Path, port: int, plugins: Sequence[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "penstock.toml"
+    config.write_text(GOVERNED.format(port=port, plugins=json.dumps(plugins)))
+    return config

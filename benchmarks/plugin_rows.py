@@ -12,7 +12,7 @@ from benchmarks.prompts import Prompt
 from benchmarks.report import Goal, Row, format_number, format_spread, ratio
 from benchmarks.rows import CHAT, LONG_CHAT, STREAM, per_second, size_notes
 
-SLICES = 4
+SLICES = 3
 MESSAGES = Prompt(dialect="messages")
 MESSAGE_STREAM = Prompt(dialect="messages", streams=True)
 TOOLS_CHAT = Prompt(has_tools=True)
@@ -23,7 +23,7 @@ LONG_MESSAGES = Prompt(
 
 def unused_plugins(bench: Bench) -> Row:
     """Measure what every bundled plugin takes from a key that uses none of those that `--governed` does not have."""
-    load = Load(connections=64, warmup=bench.seconds(0.15, 0.5), seconds=bench.seconds(0.5, 2))
+    load = Load(connections=64, warmup=bench.seconds(0.1, 0.5), seconds=bench.seconds(0.5, 2))
     turns = {name: (name, CHAT) for name in ("all-plugins", "governed")}
     measured = bench.take_turns(turns, load, per_second, SLICES)
     return Row(
@@ -45,7 +45,7 @@ def _edited(
 ) -> Row:
     """Compare an edited path with nginx, which forwards the same bytes, and with the same gateway's plain path."""
     turns = {"gateway": ("all-plugins", prompt), "nginx": ("nginx", prompt), "plain": ("all-plugins", plain)}
-    load = Load(connections=connections, warmup=bench.seconds(0.2, 1), seconds=bench.seconds(0.7, 3), drain=3)
+    load = Load(connections=connections, warmup=bench.seconds(0.15, 1), seconds=bench.seconds(0.5, 3), drain=3)
     measured = bench.take_turns(turns, load, per_second)
     to_plain = format_spread(measured.compare(ratio, "gateway", "plain"))
     rate = format_number(measured.spreads["plain"].median)

@@ -82,7 +82,7 @@ def requests(bench: Bench) -> Row:
 
 def added_p50(bench: Bench) -> Row:
     """Measure what is added to a single call at a time."""
-    load = Load(connections=1, warmup=bench.seconds(0.1, 0.5), seconds=bench.seconds(0.5, 2))
+    load = Load(connections=1, warmup=bench.seconds(0.1, 0.5), seconds=bench.seconds(0.4, 2))
     measured = bench.interleave(CHAT, load, lambda result: result.latency_us.p50, slices=2)
     return Row(
         number="2",
@@ -99,7 +99,7 @@ def added_p50(bench: Bench) -> Row:
 
 def added_p99(bench: Bench) -> Row:
     """Measure the p99 in an open loop, each latency counted from the time the request was due."""
-    load = Load(connections=32, rate=200, warmup=bench.seconds(0.2, 1), seconds=bench.seconds(2, 10))
+    load = Load(connections=32, rate=200, warmup=bench.seconds(0.2, 1), seconds=bench.seconds(1.5, 10))
     measured = bench.interleave(CHAT, load, lambda result: result.latency_us.p99 / 1000)
     return Row(
         number="3",
