@@ -352,3 +352,27 @@ async def test_restricted_key_gets_no_call_whose_model_cannot_be_told(path: str)
         reply = await harness.request("POST", path, body=b"{}")
         assert (reply.status, reply.header("X-Penstock-Error")) == (400, "missing_model")
         assert upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b'{"model":"models/dear"}', 403, "model_not_allowed"),
+        (b'{"m\\u006fdel":"dear"}', 403, "model_not_allowed"),
+        (b'{"model":"models/dear","model":"models/cheap"}', 403, "model_not_allowed"),
+        (b'{"model":"models/cheap","model":"models/dear"}', 403, "model_not_allowed"),
+        (b'{"model":"models/cheap"', 400, "bad_request"),
+        (b"[]", 400, "bad_request"),
+        (b'{"model":"models/cheap","contents":[]}', 200, None),
+        (b'{"displayName":"dear"}', 200, None),
+    ],
+)
+async def test_restricted_key_caches_contents_for_its_own_models_only(
+    body: bytes, status: int, code: str | None
+) -> None:
+    upstream = answering()
+    tables = [binding("g", "google")]
+    async with gateway(upstream, tables, ("gemini", Gemini), models_allowed=["cheap"]) as harness:
+        reply = await harness.request("POST", "/v1beta/cachedContents", body=body)
+        assert (reply.status, reply.header("X-Penstock-Error")) == (status, code)
+        assert [request.body for request in upstream.requests] == ([body] if status == 200 else [])

@@ -32,6 +32,7 @@ from penstock_plugins.routing.models import ModelLists
 from penstock_plugins.routing.resolve import not_bound, resolve
 from penstock_plugins.routing.sight import Lookout
 from penstock_plugins.routing.strategies import Order, Strategies
+from penstock_plugins.routing.unnamed import check_named, may_go_without_model
 
 _CHAIN: StateKey[Sequence[Candidate]] = StateKey("routing.chain")
 _REFUSED: StateKey[tuple[Principal | None, Request, RequestError]] = StateKey("routing.refused")
@@ -203,8 +204,10 @@ class Routing:
             return self._chain_of_stored(exchange, principal)
         model = exchange.peek.model
         if not model:
-            if endpoint.family == "gemini" and _may_go_without_model(exchange.request.path, principal):
-                return self._chain_of_stored(exchange, principal)
+            if endpoint.family == "gemini" and may_go_without_model(exchange.request.path, principal):
+                chosen = self._chain_of_stored(exchange, principal)
+                check_named(exchange.request, principal, chosen[0])
+                return chosen
             raise RequestError("missing_model", 'The request body names no model; add a "model".', param="model")
         if self._directory.revision != self._revision:
             self._routes.clear()
@@ -286,11 +289,3 @@ class Routing:
         if not chosen:
             raise not_bound(sight.elsewhere)
         return [found.candidate(None, "stored") for found in chosen]
-
-
-def _may_go_without_model(path: bytes, principal: Principal) -> bool:
-    """Say whether a Gemini path that names no model may go to the first binding: listings, files, cached contents.
-
-    A key that may call some models only gets no path that calls a method or hides something in an escape.
-    """
-    return principal.models_allowed is None or (b":" not in path and b"%" not in path)

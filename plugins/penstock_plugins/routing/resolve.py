@@ -87,13 +87,18 @@ def resolve(
         found = [attrs.evolve(candidate, model_source="alias") for candidate in found]
     allowed = [candidate for candidate in found if is_allowed(principal, candidate, model)]
     if not allowed:
-        raise RequestError(
-            "model_not_allowed",
-            f"This virtual key may not call the model {asked[:200]!r}; its models_allowed does not match it.",
-            param="model",
-            meta={"rule": "models_allowed", "value": asked[:200]},
-        )
+        raise not_allowed(asked)
     return allowed
+
+
+def not_allowed(asked: str) -> RequestError:
+    """Return the refusal of a model that a key may not call."""
+    return RequestError(
+        "model_not_allowed",
+        f"This virtual key may not call the model {asked[:200]!r}; its models_allowed does not match it.",
+        param="model",
+        meta={"rule": "models_allowed", "value": asked[:200]},
+    )
 
 
 def is_allowed(principal: Principal, candidate: Candidate, asked: str) -> bool:
