@@ -47,9 +47,11 @@ from penstock_plugins.guardrails.watching import Watch
 _WATCH: StateKey[Watch] = StateKey("guardrails.watch")
 _ANSWERS = frozenset((
     "chat", "responses", "messages", "completions", "gemini", "response", "response_cancel", "response_items",
-    "transcriptions", "moderations",
+    "transcriptions", "moderations", "images_generations", "images_edits",
 ))  # fmt: skip
 """Operations whose answers hold text."""
+_PICTURES = frozenset(("images_generations", "images_edits"))
+"""Those of them whose streams hold none, but large events; a whole answer has the prompt as the model changed it."""
 _STORED = frozenset(("response", "response_cancel", "response_items"))
 
 
@@ -117,7 +119,8 @@ class Guardrails:
         if watch.answer:
             exchange.state[_WATCH] = watch
             exchange.watch_response(self.name)
-            exchange.watch_chunks(self.name)
+            if exchange.request.endpoint.operation not in _PICTURES:
+                exchange.watch_chunks(self.name)
 
     def _judge_request(self, exchange: Exchange, rails: Sequence[Rail]) -> Awaitable[None] | None:
         request = exchange.request
