@@ -18,6 +18,7 @@ import attrs
 from penstock import Event, TextEdit
 from penstock.splice import Span, SpliceError, children, find, key_of, root
 from penstock.sse import replace_payload
+from penstock_plugins.guardrails.molds import Found, Molds
 from penstock_plugins.guardrails.texts import (
     ANSWER_ROOTS,
     EVENT_ROOTS,
@@ -154,6 +155,7 @@ class Holder:
     def __init__(self, dialect: str) -> None:
         self._has_own_deltas = dialect == "openai.responses"
         self._waiting: deque[Waiting] = deque()
+        self._molds = Molds()
         self.tracks: dict[Path, Track] = {}
 
     def take(self, events: Iterable[Event]) -> tuple[list[Track], list[Repeat]]:
@@ -220,8 +222,15 @@ class Holder:
                 if track.held:
                     touched[id(track)] = track
 
-    def _texts_of(self, payload: bytes) -> tuple[list[Text], list[Text], list[Path]]:
+    def _texts_of(self, payload: bytes) -> Found:
         """Return the parts of tracks in an event, whole texts, and the beginnings of the paths of tracks that end."""
+        known = self._molds.read(payload)
+        if known is None:
+            known = self._walked(payload)
+            self._molds.learn(payload, known)
+        return known
+
+    def _walked(self, payload: bytes) -> Found:
         if self._has_own_deltas:
             return _of_responses(payload)
         found = texts_in(payload, ANSWER_ROOTS, by_index=True)
