@@ -287,6 +287,7 @@ async def test_terminal_event_is_parsable_behind_any_line_end(dialect: Dialect, 
             reply = await stream.read()
         body = reply.body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         assert_ends_in_error(dialect, body, "upstream_mid_stream_failure", "provider_error")
+        await run.harness.wait_settled(1)
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -83,7 +83,7 @@ def open_relay(
 ) -> Relay:
     """Return the relay that the edits of a response call for; ``through`` translates it."""
     if through is not None or (exchange.response_watchers and response.head.status < 400):
-        is_event_stream = is_stream(response.head)
+        is_event_stream = is_stream(response.head) and response.head.status < 400  # an error is one body
         if through is not None:
             response.head = through.begin(response.head, is_event_stream=is_event_stream)
             edits = translated_edits(edits, through)

@@ -32,7 +32,7 @@ from penstock.policies import NO_RULES
 from penstock.providers import Transport, UpstreamRequest
 from penstock.relay import Client, Relay
 from penstock.replies import FieldError
-from penstock.retrying import bounded, is_retryable, may_go_on
+from penstock.retrying import bounded, may_go_on, reason_of
 from penstock.telemetry import Telemetry
 from penstock.translation import TranslatorRegistry, UntranslatableError, build_translated
 from penstock.whole import WholeRelay
@@ -281,7 +281,7 @@ class Pipeline:
                 timeout = request.timeouts.first_byte - (waiting - attempt.started_ns) / 1e9
                 verdict = await relay.wait_verdict(max(0.0, timeout))
                 exchange.upstream_ns += monotonic_ns() - waiting
-            if request.translation is not None and verdict == "ready":
+            if request.translation is not None:
                 relay.look_ahead(request.translation)
         except BaseException:
             relay.abandon()
@@ -289,10 +289,7 @@ class Pipeline:
         if verdict == "failed":
             response.close()
             raise relay.fault or relay.error or AssertionError("a failed answer says why")
-        if verdict == "error_event":
-            attempt.reason = "error_event"
-        elif is_retryable(response.head.status):
-            attempt.reason = "status"
+        attempt.reason = reason_of(response.head.status, verdict)
         return relay
 
     def _build(self, exchange: Exchange, candidate: Candidate) -> UpstreamRequest:

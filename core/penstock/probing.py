@@ -12,7 +12,8 @@ PROBE_BYTES = 64 * 1024
 """An event stream without a complete event in its first 64 KiB is committed as it is."""
 _FIRST_LOOK = 2048
 
-Verdict = Literal["ready", "error_event", "failed"]
+Verdict = Literal["ready", "error_event", "no_event", "failed"]
+"""What an answer may be taken for; ``no_event``: a stream that ended before its first complete event."""
 
 
 def probe_stream(start: bytes, *, is_chunked: bool, coding: bytes | None) -> Verdict | None:

@@ -152,7 +152,7 @@ class Relay:
         if self._is_flowing:
             self._conclude()
         else:
-            self._decide("ready")
+            self._decide("no_event" if self.is_sse and self.response.head.has_body else "ready")
 
     def fail(self, error: Exception) -> None:
         assert isinstance(error, UpstreamError)
@@ -216,7 +216,9 @@ class Relay:
 
     def look_ahead(self, through: Through) -> None:
         """Have what is held of a stream translated before the commit. Raises UpstreamError for what cannot be read."""
-        if self.is_sse and self._buffer:
+        if self.verdict == "no_event":
+            raise UpstreamError("truncated", "the provider's stream ended before its first event")
+        if self.verdict == "ready" and self.is_sse and self._buffer:
             through.look_ahead(self._buffer)
 
     @property

@@ -8,6 +8,7 @@ import attrs
 
 from penstock.models import Attempt, Exchange, Timeouts
 from penstock.policies import FailureClass, Fallback
+from penstock.probing import Verdict
 from penstock.providers import UpstreamRequest
 
 _STATUS = {404: "not_found", 429: "rate_limit"}
@@ -29,9 +30,19 @@ _LEAST_NS = 5_000_000
 """With less left until the deadline nobody is asked: timers may fire a little before it."""
 
 
+_REASONS: dict[Verdict, str] = {"error_event": "error_event", "no_event": "truncated"}
+
+
 def is_retryable(status: int) -> bool:
     """Say whether another candidate may be tried after this status."""
     return status >= 500 or status in _STATUS
+
+
+def reason_of(status: int, verdict: Verdict) -> str | None:
+    """Return why an answer that could be relayed should not be; an error status says more than what is in the body."""
+    if status >= 400:
+        return "status" if is_retryable(status) else None
+    return _REASONS.get(verdict)
 
 
 def class_of(attempt: Attempt) -> FailureClass | None:

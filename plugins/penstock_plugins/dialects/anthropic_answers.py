@@ -6,6 +6,7 @@ in ``reasoning_content`` or ``reasoning``, content in parts, arguments as an obj
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator
 from typing import Any
@@ -52,6 +53,7 @@ _WORDS = (
     ("timeout", 504),
 )
 """What types and codes of errors hold, and the status that they would have had."""
+_no_id = re.compile(r"[^a-zA-Z0-9_-]")
 _decode_object = msgspec.json.Decoder(Members).decode
 _decode = msgspec.json.decode
 
@@ -82,8 +84,8 @@ def texts_of(message: dict[str, Any]) -> Iterator[tuple[str, str]]:
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     for part in parts:
         if text_in(part, "type") == "thinking":  # Mistral
-            inner = part["thinking"] if isinstance(part.get("thinking"), list) else []
-            words = "".join(text_in(piece, "text") for piece in inner)
+            inner = part.get("thinking")
+            words = "".join(text_in(piece, "text") for piece in inner) if isinstance(inner, list) else ""
             if words:
                 yield "thinking", words
         elif text_in(part, "text"):
@@ -115,8 +117,11 @@ def message_id(found: dict[str, Any]) -> str:
 
 
 def call_id(ident: str) -> str:
-    """Return the id of a call; one of our own where the provider gave none."""
-    return ident or f"toolu_{secrets.token_hex(12)}"
+    """Return the id of a call in the letters that Anthropic takes; one of our own where the provider gave none.
+
+    Some servers number calls as ``functions.weather:0``; Anthropic refuses every later turn with such a call in it.
+    """
+    return _no_id.sub("_", ident) or f"toolu_{secrets.token_hex(12)}"
 
 
 def usage_in(payload: bytes) -> dict[str, Any] | None:

@@ -216,19 +216,28 @@ def _effort_of(budget: int) -> str:
 
 def _may_be_strict(schema: object) -> bool:
     """Tell whether OpenAI takes a schema in strict mode: every object closed, and all of its properties required."""
-    if isinstance(schema, list):
-        return all(_may_be_strict(part) for part in schema)
-    if not isinstance(schema, dict):
-        return True
+    parts = [schema]  # no recursion: how deep it goes is the client's choice
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list):
+            parts += part
+        elif isinstance(part, dict):
+            if not _is_closed(part):
+                return False
+            parts += part.values()
+    return True
+
+
+def _is_closed(schema: dict[str, Any]) -> bool:
+    """Tell whether a schema allows and requires its own properties only, where it is one of an object."""
     properties = schema.get("properties")
-    if schema.get("type") == "object" or isinstance(properties, dict):
-        required = schema.get("required", [])
-        names = properties if isinstance(properties, dict) else {}
-        if schema.get("additionalProperties") is not False or not isinstance(required, list):
-            return False
-        if not set(names) <= {name for name in required if isinstance(name, str)}:
-            return False
-    return all(_may_be_strict(part) for part in schema.values())
+    if schema.get("type") != "object" and not isinstance(properties, dict):
+        return True
+    required = schema.get("required", [])
+    if schema.get("additionalProperties") is not False or not isinstance(required, list):
+        return False
+    names = properties if isinstance(properties, dict) else {}
+    return set(names) <= {name for name in required if isinstance(name, str)}
 
 
 class AnthropicToOpenAIChat:

@@ -52,7 +52,8 @@ def read_as(kind: type[T], raw: bytes | msgspec.Raw, where: str = "") -> T:
         path = found["path"] if found else ""
         separator = "." if where and path and not path.startswith("[") else ""
         param = f"{where}{separator}{path}" or None
-        reason = str(error)[: found.start()] if found else "it is no JSON"
+        is_json = isinstance(error, msgspec.ValidationError)
+        reason = str(error)[: found.start()] if found else str(error) if is_json else "it is no JSON"
         raise RequestError("bad_request", f"{param or 'The body'} cannot be read: {reason}.", param=param) from None
 
 
