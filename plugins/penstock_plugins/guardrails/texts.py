@@ -19,12 +19,13 @@ Path = tuple[str | int, ...]
 MAX_DEPTH = 100
 REQUEST_ROOTS = frozenset((
     "messages", "system", "input", "instructions", "prompt", "suffix", "contents", "content", "systemInstruction",
-    "system_instruction", "requests", "generateContentRequest", "instances", "title", "prediction",
+    "system_instruction", "requests", "generateContentRequest", "generate_content_request", "batch", "instances",
+    "title", "prediction", "documents",
 ))  # fmt: skip
 """Top-level members of requests that models read."""
 ANSWER_ROOTS = frozenset((
     "choices", "content", "output", "output_text", "candidates", "text", "message", "delta", "content_block", "data",
-    "error", "segments", "words",
+    "error", "segments", "words", "response", "responses", "outputs", "interaction", "steps",
 ))  # fmt: skip
 """Top-level members of answers, and of events, that people read."""
 EVENT_ROOTS = frozenset(("text", "part", "item", "response", "arguments", "refusal", "input", "error"))
@@ -37,8 +38,9 @@ _NO_TEXT = frozenset((
     "b64_json", "annotations", "citations", "instructions", "tools", "metadata", "usage", "phase",
 ))  # fmt: skip
 """Members that are not read as text, with all below them, where the vendor decides what members there are."""
-_FREE = frozenset(("input", "args", "response", "arguments", "parameters"))
+_FREE = frozenset(("input", "args", "response", "arguments", "parameters", "variables"))
 """Objects whose members the client or the model chose: every string in them counts."""
+_decode = json.JSONDecoder(strict=False).decode
 _OPEN, _LIST, _QUOTE = b'{["'
 _LIKELIHOODS = re.compile(rb'"logprobs(?:Result)?"')
 
@@ -102,7 +104,7 @@ class _Walker:
             span, path, is_free = waiting.pop()
             first = self.body[span.start]
             if first == _QUOTE:
-                yield Text(path, span, json.loads(self.body[span.start : span.end], strict=False))
+                yield Text(path, span, decoded(self.body[span.start : span.end]))
             elif first in (_OPEN, _LIST):
                 if len(path) > MAX_DEPTH:
                     raise UnreadableError("it is nested too deeply")
@@ -115,7 +117,7 @@ class _Walker:
                 yield child.value, (*path, self._place(number, child.value)), is_free
             return
         members = [(key_of(body, child), child.value) for child in children(body, span)]
-        is_text = any(name == "type" and body[at.start : at.end] == b'"text"' for name, at in members)
+        is_text = any(name == "type" and _is(body, at, "text") for name, at in members)
         for name, value in members:
             if is_free or name not in _NO_TEXT or (name == "data" and is_text):
                 yield value, (*path, name), is_free or (name in _FREE and body[value.start] == _OPEN)
@@ -128,29 +130,24 @@ class _Walker:
         return number
 
 
+def _is(body: bytes, span: Span, text: str) -> bool:
+    """Tell whether a value is this string, however it is escaped."""
+    raw = body[span.start : span.end]
+    return raw.startswith(b'"') and decoded(raw) == text
+
+
+def decoded(raw: bytes) -> str:
+    """Decode a JSON string. Raises ValueError."""
+    text = raw.decode("utf-8", "surrogatepass")
+    if "\\" not in text:
+        return text[1:-1]
+    found: str = _decode(text)
+    return found
+
+
 def _number(body: bytes, span: Span) -> int:
     text = body[span.start : span.end]
     return int(text) if text.isdigit() and len(text) < 10 else -1
-
-
-def texts_in_form(body: bytes, content_type: bytes) -> list[Text]:
-    """Return the fields of a multipart form that are no files. Raises UnreadableError."""
-    found = re.search(rb'boundary="?([^";,]+)"?', content_type)
-    if found is None:
-        raise UnreadableError("its form has no boundary")
-    mark = b"--" + found[1]
-    texts: list[Text] = []
-    position = body.find(mark)
-    while position >= 0:
-        position += len(mark)
-        following = body.find(b"\r\n" + mark, position)
-        end = len(body) if following < 0 else following
-        head_end = body.find(b"\r\n\r\n", position, end)
-        if head_end >= 0 and b"filename" not in body[position:head_end].lower():
-            span = Span(head_end + 4, end)
-            texts.append(Text((len(texts),), span, body[span.start : span.end].decode("utf-8", "replace"), is_raw=True))
-        position = following if following < 0 else following + 2
-    return texts
 
 
 def raw_text(body: bytes) -> Text:
