@@ -56,6 +56,8 @@ class Run:
     """Id of one with rules about tools."""
     secrets: dict[tuple[tuple[str, ...], str], str] = attrs.field(factory=dict)
     """Of keys, by their bindings and policy."""
+    roomy: dict[str, Any] = attrs.field(factory=dict)
+    """Members of every key: limits that none of them reaches, so that all of them reserve something."""
 
     @property
     def harness(self) -> Harness:
@@ -88,7 +90,7 @@ class Run:
         if policy is not None and policy.name == "unknown_key":
             return UNKNOWN_KEY
         if name not in self.secrets or (policy is not None and policy.uses_up):
-            members = {} if policy is None else policy.members(self)
+            members = {**self.roomy, **({} if policy is None else policy.members(self))}
             key_id, self.secrets[name] = await self.governed.key(
                 self.governed.user_id, provider_bindings=chain, **members
             )
@@ -129,6 +131,9 @@ async def governed_by_all(
         ids = await governed.store.read(lambda reading: [reading.list(kind)[0].id for kind in kinds])
         governed.organization_id, governed.team_id, governed.project_id, governed.user_id = ids
         run = Run(governed, working, failing)
+        if "rate_limits" in plugins:
+            run.roomy["rate_limits"] = RateLimits(concurrency=9, tpm=10**9)
+        await governed.budget(10**15, "organization")
         for kind in KINDS:
             await _bind(run, kind)
             if "prices" in plugins:
