@@ -11,6 +11,8 @@ import attrs
 
 from penstock.headers import Headers
 
+_TAKE_FORMS = frozenset(("images_edits", "transcriptions"))
+
 
 @attrs.frozen
 class Endpoint:
@@ -28,6 +30,11 @@ class Endpoint:
     """Whether the body (or the path) names a model."""
     family: str = attrs.field(init=False)
     """The vendor whose error envelope and headers the route uses: ``openai``, ``anthropic`` or ``gemini``."""
+
+    @property
+    def takes_form(self) -> bool:
+        """Tell whether its requests may be multipart forms; a form anywhere else is nothing a provider expects."""
+        return self.operation in _TAKE_FORMS
 
     @family.default
     def _family(self) -> str:

@@ -94,7 +94,8 @@ class Check:
     def judge(self, subject: Subject) -> Verdict | Awaitable[Verdict]:  # noqa: ARG002
         """Return the verdict, or an awaitable of it; whatever it raises is a failure of the guardrail.
 
-        A ``def`` that returns a verdict runs on the event loop: it must be quick, in time linear in the texts.
+        A ``def`` runs on the event loop, and in a thread where there are many texts or long ones: it must be quick, in
+        time linear in the texts, and change nothing but what is its own. An ``async def`` stays on the loop.
         """
         raise AssertionError("to be overridden")
 

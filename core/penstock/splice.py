@@ -325,6 +325,8 @@ def _is_name(body: bytes, start: int, end: int, wanted: bytes) -> bool:
 
 
 def _decode_name(raw: bytes, offset: int) -> str:
+    if b"\\" not in raw:
+        return raw[1:-1].decode("utf-8", "replace")
     try:
         name: str = json.loads(raw.decode("utf-8", "replace"), strict=False)
     except ValueError:

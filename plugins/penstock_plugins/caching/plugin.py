@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
+import anyio.to_thread
 import attrs
 
 from penstock import (
@@ -34,6 +35,9 @@ from penstock_plugins.caching.rules import (
     rules_for,
     spellings,
 )
+
+_LARGE = 128 * 1024
+"""Bytes beyond which a body is edited beside the event loop."""
 
 
 @attrs.frozen(kw_only=True)
@@ -86,17 +90,18 @@ class Caching:
         yield
 
     @hookimpl
-    def pre_request(self, exchange: Exchange) -> None:
+    def pre_request(self, exchange: Exchange) -> Awaitable[None] | None:
         """Choose the mode, and edit the request where that asks for it."""
         principal = exchange.principal
         rules = self._rules_of(principal)
         mode = None if principal is None else principal.cache_mode
         if not rules and mode is None and self._override_field not in exchange.request.headers.index:
-            return
+            return None
         choice = self._choose(exchange, rules) or (RESPECT if mode is None else Choice(mode))
         exchange.cache_mode, exchange.cache_rule_id = choice.mode, choice.rule_id
-        if choice.mode != "respect" and exchange.request.body:
-            self._edit(exchange, choice)
+        if choice.mode == "respect" or not exchange.request.body:
+            return None
+        return self._edit(exchange, choice)
 
     # --- choosing -----------------------------------------------------------------------------------------------------
 
@@ -128,22 +133,37 @@ class Caching:
 
     # --- editing ------------------------------------------------------------------------------------------------------
 
-    def _edit(self, exchange: Exchange, choice: Choice) -> None:
+    def _edit(self, exchange: Exchange, choice: Choice) -> Awaitable[None] | None:
         request = exchange.request
         endpoint = request.endpoint
         is_marked = choice.mode == "force" and endpoint.dialect == "anthropic.messages"
         if is_multipart(request.headers.get(b"content-type")) or not (is_marked or choice.mode == "disable"):
-            return
+            return None
         before = editable_body(request)
-        try:
-            if is_marked:
-                after = with_markers(before, is_long=choice.is_long)
-            else:
-                after = without_markers(before, endpoint.family)
-        except SpliceError:
-            raise RequestError("bad_request", "The request body is no JSON object.") from None
-        if after is not before and after != before:
-            exchange.request = _around(request, after)
+        is_long = choice.is_long if is_marked else None
+        if len(before) > _LARGE:
+            return _edit_aside(exchange, before, is_long)
+        _put(exchange, before, _edited(before, endpoint.family, is_long))
+        return None
+
+
+async def _edit_aside(exchange: Exchange, before: bytes, is_long: bool | None) -> None:
+    """Edit a large body in a thread, so that nobody waits for it but who sent it."""
+    after = await anyio.to_thread.run_sync(_edited, before, exchange.request.endpoint.family, is_long)
+    _put(exchange, before, after)
+
+
+def _edited(body: bytes, family: str, is_long: bool | None) -> bytes:
+    """Return a body with markers of a duration, None for a body without any. Raises RequestError."""
+    try:
+        return without_markers(body, family) if is_long is None else with_markers(body, is_long=is_long)
+    except SpliceError:
+        raise RequestError("bad_request", "The request body is no JSON object.") from None
+
+
+def _put(exchange: Exchange, before: bytes, after: bytes) -> None:
+    if after is not before and after != before:
+        exchange.request = _around(exchange.request, after)
 
 
 def _models(exchange: Exchange) -> set[str]:

@@ -62,6 +62,8 @@ def entropy_of(text: str) -> float:
 class SecretsCheck(SpanCheck):
     """Find credentials."""
 
+    keeps_apart = True
+
     def __init__(self, settings: SecretsSettings) -> None:
         super().__init__(settings.action, settings.replacement)
         self._assigned = compiled(_ASSIGNED) if settings.assigned else None

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 import anyio
+import anyio.to_thread
 import attrs
 
 from penstock import (
@@ -24,6 +25,10 @@ from penstock import (
     Verdict,
 )
 
+LARGE = 32 * 1024
+"""Bytes, or characters of texts, beyond which texts are looked for and judged beside the event loop."""
+MANY = 500
+"""Strings beyond which they are, however short."""
 AT_ONCE = 8
 """Guardrails of one direction that run at the same time."""
 _log = logging.getLogger(__name__)
@@ -92,6 +97,8 @@ class Judge:
     def _ask(self, rail: Rail, subject: Subject) -> Ruling | Awaitable[Verdict]:
         if rail.check is None:
             return self.fail(rail, subject, rail.fault)
+        if is_large(subject) and not inspect.iscoroutinefunction(rail.check.judge):
+            return _beside(rail.check, subject)
         try:
             answer = rail.check.judge(subject)
         except Exception as error:  # noqa: BLE001 - an evaluator's fault is a failure of the guardrail
@@ -131,7 +138,8 @@ class Judge:
         return cast("list[Ruling]", rulings)
 
     async def _bounded(self, rail: Rail, subject: Subject, pending: Awaitable[Verdict]) -> Ruling:
-        seconds = rail.chunk_timeout if subject.direction == "stream_chunk" else rail.timeout
+        is_chunk = subject.direction == "stream_chunk" and not is_large(subject)  # else it repeats a whole answer
+        seconds = rail.chunk_timeout if is_chunk else rail.timeout
         try:
             with anyio.fail_after(seconds):
                 answer = await pending
@@ -214,6 +222,22 @@ def is_final_block(ruling: Ruling, subject: Subject) -> bool:
         return True
     decided = check.undecided(subject.texts[0])
     return any(each.start < decided for each in verdict.edits)
+
+
+def is_large(subject: Subject) -> bool:
+    """Tell whether so much is to be judged that others would notice if the event loop did it."""
+    return len(subject.texts) > MANY or sum(map(len, subject.texts)) > LARGE
+
+
+def is_large_body(body: bytes) -> bool:
+    """Tell whether others would notice if the event loop looked for the texts of a body."""
+    return len(body) > LARGE or body.count(b'"') > 2 * MANY
+
+
+async def _beside(check: Check, subject: Subject) -> Verdict:
+    """Judge in a thread, which is left to itself where it takes too long."""
+    answer = await anyio.to_thread.run_sync(check.judge, subject, abandon_on_cancel=True)
+    return await answer if inspect.isawaitable(answer) else answer
 
 
 def _awaits(answer: object) -> bool:

@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterator
 import attrs
 
 from penstock import ALL_DIRECTIONS
-from penstock_plugins.guardrails.spans import Act, Ending, Hit, Places, SpanCheck, compiled, first_undecided
+from penstock_plugins.guardrails.spans import (
+    Act,
+    Ending,
+    Hit,
+    Places,
+    SpanCheck,
+    compiled,
+    first_undecided,
+    plainly,
+)
 
 _DIGITS = string.digits
 _LETTERS = string.ascii_letters
@@ -34,38 +43,50 @@ def luhn(digits: str) -> bool:
     return (sum(map(int, digits[-1::-2])) + sum(each - 9 if each > 9 else each for each in doubled)) % 10 == 0
 
 
+_PLAIN_VALUE = {str(digit): digit for digit in range(10)}
+_DOUBLED = {str(digit): digit * 2 - 9 if digit > 4 else digit * 2 for digit in range(10)}
+
+
 def _cards(text: str, run: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Yield the card numbers in a run of digits and separators: 13 to 19 digits that begin and end with a group."""
-    groups = [found.span() for found in _GROUPS.finditer(text, *run)]
-    for first, (start, _) in enumerate(groups):
-        digits = ""
-        for from_, to in groups[first : first + 19]:
-            digits += text[from_:to]
-            if len(digits) > 19:
-                break
-            if len(digits) >= 13 and digits[0] in "23456" and luhn(digits):
-                yield start, to
+    """Yield the card numbers in a run of digits and separators: 13 to 19 digits that begin and end with a group.
+
+    Sums of the digits before each are kept for both parities, so that a checksum costs two look-ups whatever its span.
+    """
+    digits: list[str] = []
+    firsts: list[tuple[int, int]] = []  # of each group: number of its first digit, offset of that
+    ends: dict[int, int] = {}  # number of a group's last digit and one: offset behind it
+    for found in _GROUPS.finditer(text, *run):
+        firsts.append((len(digits), found.start()))
+        digits += found[0]
+        ends[len(digits)] = found.end()
+    sums: tuple[list[int], list[int]] = ([0], [0])  # by the parity of those that are not doubled
+    for number, digit in enumerate(digits):
+        plain, doubled = (0, 1) if number % 2 == 0 else (1, 0)
+        sums[plain].append(sums[plain][-1] + _PLAIN_VALUE[digit])
+        sums[doubled].append(sums[doubled][-1] + _DOUBLED[digit])
+    for first, start in firsts:
+        if digits[first] in "23456":
+            for last in range(first + 13, min(first + 19, len(digits)) + 1):
+                by_parity = sums[(last - 1) % 2]
+                if last in ends and (by_parity[last] - by_parity[first]) % 10 == 0:
+                    yield start, ends[last]
+
+
+_IBANS = {
+    country: re.compile(rf"[A-Z0-9](?: ?[A-Z0-9]){{{length - 1}}}(?![A-Za-z0-9])")
+    for country, length in _IBAN_LENGTHS.items()
+}
+_AS_NUMBERS = {ord(letter): str(int(letter, 36)) for letter in string.ascii_uppercase}
 
 
 def _iban_end(text: str, start: int) -> int | None:
     """Return where an IBAN that starts here ends (ISO 13616: length by country, modulus 97)."""
-    length = _IBAN_LENGTHS.get(text[start : start + 2])
-    if length is None:
+    pattern = _IBANS.get(text[start : start + 2])
+    found = None if pattern is None else pattern.match(text, start)
+    if found is None:
         return None
-    compact: list[str] = []
-    position = start
-    while len(compact) < length:
-        letter = text[position : position + 1]
-        if letter == " " and text[position - 1] != " ":
-            position += 1
-            continue
-        if letter not in _WORD or letter.islower() or not letter:
-            return None
-        compact.append(letter)
-        position += 1
-    number = "".join(str(int(letter, 36)) for letter in compact[4:] + compact[:4])
-    is_whole = text[position : position + 1] not in _WORD or position >= len(text)
-    return position if is_whole and int(number) % 97 == 1 else None
+    compact = found[0].replace(" ", "")
+    return found.end() if int((compact[4:] + compact[:4]).translate(_AS_NUMBERS)) % 97 == 1 else None
 
 
 def _ssn(found: str) -> bool:
@@ -155,6 +176,8 @@ class PIISettings:
 class PIICheck(SpanCheck):
     """Find personal data."""
 
+    keeps_apart = True
+
     def __init__(self, settings: PIISettings) -> None:
         super().__init__(settings.action, settings.replacement)
         self._kinds = [(name, _KINDS[name]) for name in settings.kinds if name in _KINDS]
@@ -164,10 +187,11 @@ class PIICheck(SpanCheck):
 
     def undecided(self, text: str) -> int:
         """Return where the run of characters begins that one of the kinds is made of."""
-        return first_undecided(text, self._ends)
+        return first_undecided(plainly(text), self._ends)
 
     def find(self, text: str, start: int) -> Iterator[Hit]:
         """Yield what is found, overlapping or not."""
+        text = plainly(text)
         for name, kind in self._kinds:
             yield from _by_pattern(name, kind, text, start)
         if self._has_cards:

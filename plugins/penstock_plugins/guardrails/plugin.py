@@ -9,6 +9,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
+import anyio.to_thread
 import attrs
 
 from penstock import (
@@ -17,6 +18,7 @@ from penstock import (
     Evaluator,
     Exchange,
     GuardrailCounts,
+    Request,
     RequestError,
     Services,
     StateKey,
@@ -26,9 +28,11 @@ from penstock import (
     hookimpl,
     with_headers,
 )
+from penstock.peek import is_multipart
 from penstock_plugins.guardrails.bundled import bundled
+from penstock_plugins.guardrails.forms import texts_in_form
 from penstock_plugins.guardrails.holding import Piece, Track, pieces_of
-from penstock_plugins.guardrails.judging import Judge, Rail, Ruling
+from penstock_plugins.guardrails.judging import Judge, Rail, Ruling, is_large_body
 from penstock_plugins.guardrails.rails import GuardrailsConfig, Plan, Rails
 from penstock_plugins.guardrails.texts import (
     REQUEST_ROOTS,
@@ -40,7 +44,6 @@ from penstock_plugins.guardrails.texts import (
     raw_text,
     rewritten,
     texts_in,
-    texts_in_form,
 )
 from penstock_plugins.guardrails.watching import Watch
 
@@ -123,14 +126,21 @@ class Guardrails:
                 exchange.watch_chunks(self.name)
 
     def _judge_request(self, exchange: Exchange, rails: Sequence[Rail]) -> Awaitable[None] | None:
-        request = exchange.request
-        body = editable_body(request)
-        content_type = request.headers.get(b"content-type") or b""
-        try:
-            is_form = content_type[:19].lower() == b"multipart/form-data"
-            texts = texts_in_form(body, content_type) if is_form else texts_in(body, REQUEST_ROOTS)
-        except UnreadableError as error:
-            raise RequestError("bad_request", f"The request cannot be judged by its guardrails: {error}.") from None
+        body = editable_body(exchange.request)
+        if is_large_body(body):
+            return self._judge_large(exchange, rails, body)
+        return self._judge_texts(exchange, rails, body, _texts_of(exchange.request, body))
+
+    async def _judge_large(self, exchange: Exchange, rails: Sequence[Rail], body: bytes) -> None:
+        """Look for the texts of a large body in a thread, so that nobody waits for it but who sent it."""
+        texts = await anyio.to_thread.run_sync(_texts_of, exchange.request, body)
+        pending = self._judge_texts(exchange, rails, body, texts)
+        if pending is not None:
+            await pending
+
+    def _judge_texts(
+        self, exchange: Exchange, rails: Sequence[Rail], body: bytes, texts: Sequence[Text]
+    ) -> Awaitable[None] | None:
         if not texts:
             return None
         subject = Subject("request", tuple(text.text for text in texts), exchange)
@@ -143,7 +153,11 @@ class Guardrails:
     async def _finish_request(
         self, exchange: Exchange, body: bytes, texts: Sequence[Text], subject: Subject, pending: Awaitable[list[Ruling]]
     ) -> None:
-        self._change(exchange, body, texts, self._judge.act(await pending, subject))
+        edits = self._judge.act(await pending, subject)
+        if edits and is_large_body(body):
+            await anyio.to_thread.run_sync(self._change, exchange, body, texts, edits)
+        else:
+            self._change(exchange, body, texts, edits)
 
     def _change(self, exchange: Exchange, body: bytes, texts: Sequence[Text], edits: Sequence[TextEdit]) -> None:
         """Put other texts into the request, every other byte kept; a content coding is left undone."""
@@ -164,10 +178,7 @@ class Guardrails:
         watch: Watch | None = exchange.state.get(_WATCH)
         if watch is None or not body:
             return None
-        try:
-            groups = pieces_of(body)
-        except UnreadableError:
-            groups = [[raw_text(body)]]  # plain text, as of transcriptions
+        groups = await anyio.to_thread.run_sync(_groups_of, body) if is_large_body(body) else _groups_of(body)
         if not groups:
             return None
         texts = tuple("".join(text.text for text in group) for group in groups)
@@ -177,10 +188,9 @@ class Guardrails:
         edits = self._judge.act(found, subject)
         if not edits:
             return None
-        changes: list[tuple[Text, str]] = []
-        for number, group in enumerate(groups):
-            changes += _spread(group, texts[number], [each for each in edits if each.text == number])
-        return edited(body, changes)
+        if is_large_body(body):
+            return await anyio.to_thread.run_sync(_rewritten, body, groups, texts, edits)
+        return _rewritten(body, groups, texts, edits)
 
     @hookimpl
     async def on_stream_chunk(self, exchange: Exchange, chunk: Chunk) -> bytes | None:
@@ -212,6 +222,39 @@ class _Drawn:
 
     def _is_drawn(self, rail: Rail) -> bool:
         return self._drawn.setdefault(rail.name, random.random() < rail.sample_rate)  # noqa: S311
+
+
+def _texts_of(request: Request, body: bytes) -> list[Text]:
+    """Return what a model may read. Raises RequestError for a body that cannot be told apart.
+
+    What merely calls itself a form is read as JSON: there are servers that do so whatever its type.
+    """
+    content_type = request.headers.get(b"content-type") or b""
+    try:
+        if not (request.endpoint.takes_form and is_multipart(content_type)):
+            return texts_in(body, REQUEST_ROOTS)
+        if len(request.headers.get_all(b"content-type")) > 1:
+            raise UnreadableError("it has two content types")
+        return texts_in_form(body, content_type)
+    except UnreadableError as error:
+        raise RequestError("bad_request", f"The request cannot be judged by its guardrails: {error}.") from None
+
+
+def _groups_of(body: bytes) -> list[list[Text]]:
+    try:
+        return pieces_of(body)
+    except UnreadableError:
+        return [[raw_text(body)]]  # plain text, as of transcriptions
+
+
+def _rewritten(body: bytes, groups: Sequence[Sequence[Text]], texts: Sequence[str], edits: Sequence[TextEdit]) -> bytes:
+    by_group: dict[int, list[TextEdit]] = {}
+    for each in edits:
+        by_group.setdefault(each.text, []).append(each)
+    changes: list[tuple[Text, str]] = []
+    for number, own in by_group.items():
+        changes += _spread(groups[number], texts[number], own)
+    return edited(body, changes)
 
 
 def _changes(texts: Sequence[Text], edits: Sequence[TextEdit]) -> list[tuple[Text, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import attrs
 
 from penstock import ALLOW, Check, Direction, Subject, Verdict
-from penstock_plugins.guardrails.spans import compiled
+from penstock_plugins.guardrails.spans import compiled, plainly, translated
 
 _SIGNS: dict[str, tuple[float, str]] = {
     "ignore_instructions": (
@@ -57,6 +57,10 @@ _SIGNS: dict[str, tuple[float, str]] = {
     "encoded": (0.4, r"\b(?:base64|rot13|hex)\b.{0,30}\b(?:decode|instructions?|execute|follow)\b"),
 }
 
+_INVISIBLE: dict[int, str | None] = dict.fromkeys(
+    (0xAD, *range(0x200B, 0x2010), *range(0x2060, 0x2065), 0xFEFF, *range(0xE0000, 0xE0080))
+)
+
 
 @attrs.frozen(kw_only=True)
 class PromptInjectionSettings:
@@ -78,11 +82,16 @@ class PromptInjectionCheck(Check):
     def judge(self, subject: Subject) -> Verdict:
         """Block a text whose signs reach the threshold."""
         for text in subject.texts:
-            data = text.encode("utf-8", "surrogatepass")
+            data = _folded(text).encode("utf-8", "surrogatepass")
             found = [(name, score) for name, score, pattern in self._signs if pattern.search(data) is not None]
             if found and sum(score for _, score in found) >= self._threshold - 1e-9:
                 return Verdict("block", ", ".join(name for name, _ in found))
         return ALLOW
+
+
+def _folded(text: str) -> str:
+    """Return a text without what is invisible, in plain letters where others only look different."""
+    return text if text.isascii() else plainly(translated(text, _INVISIBLE))
 
 
 class PromptInjection:

@@ -18,6 +18,24 @@ from penstock.splice import Span, children, root
 PLAIN_TYPES = frozenset(("function", "custom", "namespace", "mcp", "mcp_toolset"))
 """Types that say nothing about what a tool does; every other one names a tool the provider itself brings."""
 _DECLARATIONS = ("functionDeclarations", "function_declarations")
+_REQUESTS = frozenset(
+    (
+        "generateContentRequest",
+        "generate_content_request",
+        "batch",
+        "inputConfig",
+        "input_config",
+        "requests",
+        "request",
+    )
+)
+"""Members of Gemini's batches and counts that hold requests, or lead to them."""
+_OWN_TOOLS = frozenset((
+    "googleSearch", "google_search", "googleSearchRetrieval", "google_search_retrieval", "codeExecution",
+    "code_execution", "urlContext", "url_context", "computerUse", "computer_use", "fileSearch", "file_search",
+    "googleMaps", "google_maps",
+))  # fmt: skip
+"""Gemini's tools as of today; in a tool without type and name every member is one."""
 _SERVER_MEMBERS = ("server_label", "server_url", "connector_id", "mcp_server_name")
 _MAX_DEPTH = 20
 """Of tools within tools; deeper ones are refused by who asks."""
@@ -44,9 +62,12 @@ def _members(body: bytes, span: Span) -> list[tuple[str, Span]]:
 
 
 def _elements(body: bytes, span: Span) -> Iterator[tuple[int, Span]]:
+    """Yield what an array holds; an object counts as an array of one, as it does at Google."""
     if body[span.start] == ord("["):
         for number, child in enumerate(children(body, span)):
             yield number, child.value
+    elif body[span.start] == ord("{"):
+        yield 0, span
 
 
 def _text(body: bytes, span: Span) -> str | None:
@@ -64,17 +85,39 @@ def declared(body: bytes) -> Iterator[Found]:
 
     Raises SpliceError for what is no JSON, DepthError for tools nested beyond reason, ValueError for a bad string.
     """
-    for name, span in _members(body, root(body)):
+    yield from _request(body, root(body), "", 0)
+
+
+def _request(body: bytes, top: Span, prefix: str, depth: int) -> Iterator[Found]:
+    if depth > _MAX_DEPTH:
+        raise DepthError(prefix)
+    for name, span in _members(body, top):
+        where = prefix + name
         if name == "tools":
-            yield from _tools(body, span, "tools", 0)
+            yield from _tools(body, span, where, depth)
         elif name == "functions":
             for number, each in _elements(body, span):
-                yield from _strings(body, each, f"functions[{number}]", "tools", ("name",))
+                yield from _strings(body, each, f"{where}[{number}]", "tools", ("name",))
         elif name == "mcp_servers":
             for number, each in _elements(body, span):
-                yield from _strings(body, each, f"mcp_servers[{number}]", "mcp", ("name", "url"))
+                yield from _strings(body, each, f"{where}[{number}]", "mcp", ("name", "url"))
         elif name == "web_search_options":
-            yield Found("tools", name, name)
+            yield Found("tools", where, name)
+        elif name == "input":
+            yield from _found_by_search(body, span, where, depth)
+        elif name in _REQUESTS:
+            for number, each in _elements(body, span):
+                yield from _request(body, each, f"{where}[{number}].", depth + 1)
+
+
+def _found_by_search(body: bytes, span: Span, place: str, depth: int) -> Iterator[Found]:
+    """Yield the tools that items of a Responses request bring, such as ``tool_search_output``."""
+    if body.find(b"tools", span.start, span.end) < 0 and body.find(b"\\u", span.start, span.end) < 0:
+        return
+    for number, each in _elements(body, span):
+        for name, value in _members(body, each):
+            if name == "tools":
+                yield from _tools(body, value, f"{place}[{number}].tools", depth)
 
 
 def _tools(body: bytes, span: Span, place: str, depth: int) -> Iterator[Found]:
@@ -105,7 +148,7 @@ def _tool(body: bytes, span: Span, place: str, depth: int) -> Iterator[Found]:
                 yield from _strings(body, each, f"{where}[{number}]", "tools", ("name",))
         elif name == "tools":
             yield from _tools(body, value, where, depth + 1)
-        elif not is_typed:  # Gemini's own tools are members: {"googleSearch": {}}
+        elif not is_typed or name in _OWN_TOOLS:  # Gemini's own tools are members: {"googleSearch": {}}
             yield Found("tools", where, name)
 
 
