@@ -142,3 +142,17 @@ async def test_calls_have_ids_that_anthropic_takes_in_the_next_turn(is_stream: b
             message = await client.messages.create(**question)
         ids = [block.id for block in message.content if block.type == "tool_use"]
         assert ids == ["functions_weather_0", "functions_weather_1"]
+
+
+async def test_conversation_with_claude_holds_no_thinking_that_claude_has_not_signed() -> None:
+    thoughts = {"role": "assistant", "content": "Rain.", "reasoning_content": "hm"}
+    answer = {"id": "x", "model": "gpt", "choices": [{"index": 0, "finish_reason": "stop", "message": thoughts}]}
+    script: list[Step] = [http_reply(json.dumps(answer).encode())]
+    async with vendors("anthropic", [script], [sse_reply(b"", 503)]) as both, both.messages() as client:
+        message = await client.messages.create(
+            model="claude-haiku-4-5",
+            max_tokens=2000,
+            messages=[USER],
+            thinking={"type": "enabled", "budget_tokens": 1024},
+        )
+        assert [block.type for block in message.content] == ["text"]

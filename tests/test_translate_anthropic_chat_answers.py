@@ -31,7 +31,8 @@ needs_recordings = pytest.mark.skipif(not RECORDINGS.is_dir(), reason=f"there ar
 
 
 def reply(**members: Any) -> ReplyTranslation:
-    request = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}], **members}
+    request = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+    request |= {"thinking": {"type": "adaptive"}, **members}
     return AnthropicToOpenAIChat().translate(json.dumps(request).encode(), "m").reply
 
 
@@ -77,8 +78,8 @@ def test_whole_answer_becomes_a_message() -> None:
     }
 
 
-@pytest.mark.parametrize("thinking", [{"type": "disabled"}, {"type": "adaptive", "display": "omitted"}])
-def test_thinking_is_kept_from_clients_that_want_none(thinking: dict[str, Any]) -> None:
+@pytest.mark.parametrize("thinking", [None, {"type": "disabled"}, {"type": "adaptive", "display": "omitted"}])
+def test_thinking_is_kept_from_clients_that_want_none(thinking: dict[str, Any] | None) -> None:
     found = whole(completion({"content": "Hello.", "reasoning": "hm"}), thinking=thinking)
     assert [block["type"] for block in found["content"]] == ["text"]
 

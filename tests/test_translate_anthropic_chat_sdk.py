@@ -193,7 +193,9 @@ async def test_stream_helper_returns_the_final_message() -> None:
         frame({}, "tool_calls"), *LAST,
     )  # fmt: skip
     async with connected(FakeUpstream([stream(*frames)])) as (client, gateway):
-        async with client.messages.stream(model=MODEL, max_tokens=50, messages=HELLO, tools=[WEATHER]) as events:
+        async with client.messages.stream(
+            model=MODEL, max_tokens=50, messages=HELLO, tools=[WEATHER], thinking={"type": "adaptive"}
+        ) as events:
             kinds = [event.type async for event in events]
             message = await events.get_final_message()
         assert [block.type for block in message.content] == ["thinking", "text", "tool_use", "tool_use"]
@@ -214,7 +216,9 @@ async def test_turn_that_a_stream_gave_can_be_sent_back() -> None:
     frames = (frame({"reasoning": "hm"}), frame({"content": "Yes."}), frame({}, "stop"), *LAST)
     upstream = FakeUpstream([stream(*frames), completion({"content": "Fine."})])
     async with connected(upstream) as (client, _):
-        async with client.messages.stream(model=MODEL, max_tokens=50, messages=HELLO) as events:
+        async with client.messages.stream(
+            model=MODEL, max_tokens=50, messages=HELLO, thinking={"type": "adaptive"}
+        ) as events:
             message = await events.get_final_message()
         turns: list[MessageParam] = [*HELLO, message.to_param(), *HELLO]
         raw = await client.messages.with_raw_response.create(model=MODEL, max_tokens=50, messages=turns)

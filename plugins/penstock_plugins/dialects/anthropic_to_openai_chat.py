@@ -51,12 +51,15 @@ class _Request:
 
     model: str | None
     dropped: Dropped
+    asks_claude: bool = False
+    """Whether the client names a model of Anthropic's, which may answer a later turn and refuses such thinking."""
     chat: dict[str, Any] = attrs.Factory(dict)
     effort: str | None = None
     """Reasoning effort by name, as ``output_config`` says."""
     budget: int | None = None
     """Tokens of thinking, as ``thinking`` says."""
-    shows_thinking: bool = True
+    shows_thinking: bool = False
+    """Whether the client asked for thinking, and can be given some that no Claude has signed."""
     stops: tuple[str, ...] = ()
 
     def copy(self, name: str, raw: Raw) -> None:
@@ -98,7 +101,8 @@ class _Request:
     def take_thinking(self, name: str, raw: Raw) -> None:
         thinking = read_object(raw, name)
         kind = read_text(thinking.get("type"), "thinking.type")
-        self.shows_thinking = kind != "disabled" and bytes(thinking.get("display", b"")) != b'"omitted"'
+        is_wanted = kind != "disabled" and bytes(thinking.get("display", b"")) != b'"omitted"'
+        self.shows_thinking = is_wanted and not self.asks_claude
         if kind == "enabled":
             self.budget = read_as(int, thinking.get("budget_tokens", Raw(b"null")), "thinking.budget_tokens")
         elif kind != "adaptive":
@@ -207,6 +211,10 @@ _TAKERS: dict[str, _Taker] = {
 }
 
 
+def _names_claude(raw: Raw | None) -> bool:
+    return raw is not None and b"claude" in bytes(raw)
+
+
 def _effort_of(budget: int) -> str:
     """Return the reasoning effort that stands for a budget of thinking tokens."""
     if budget <= 4096:
@@ -249,7 +257,7 @@ class AnthropicToOpenAIChat:
     def translate(self, body: bytes, model: str | None) -> Translated:
         """Return the chat request for a model. Raises RequestError ``bad_request`` or ``unsupported_parameter``."""
         members = read_object(Raw(body), "")
-        request = _Request(model, Dropped())
+        request = _Request(model, Dropped(), asks_claude=_names_claude(members.get("model")))
         if model is not None or "model" in members:
             request.chat["model"] = members["model"] if model is None else model
         request.chat["messages"] = chat_messages(members, request.dropped)

@@ -36,7 +36,6 @@ _REASONS = {
 _TIERS = {"standard": "default", "priority": "priority"}
 _THINKING = ("thinking", "redacted_thinking")
 _EMPTY = msgspec.Raw(b'""')
-_decode_arguments = msgspec.json.Decoder(str).decode
 
 
 class _Counts(msgspec.Struct):
