@@ -12,7 +12,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from guarded_gateway import CARD, guarded, guardrail
+from guarded_gateway import CARD, SHAPES, guarded, guardrail
 from penstock import ALL_DIRECTIONS, ALLOW, Check, Subject, Verdict, hookimpl
 from penstock.testing import http_reply
 from penstock_plugins.guardrails.forms import texts_in_form
@@ -168,6 +168,27 @@ def test_card_in_wide_digits_is_held_on_a_stream_and_found() -> None:
 def test_invisible_and_wide_letters_do_not_hide_an_injection(text: str) -> None:
     check = PromptInjection().prepare(PromptInjectionSettings())
     assert check.judge(Subject("request", (text,), None)).action == "block"  # type: ignore[arg-type]
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+async def test_lines_behind_the_first_of_an_answer_are_judged() -> None:
+    line = json.dumps({"message": {"content": CARD}}).encode()
+    reply = http_reply(line + b"\n" + line, fields=((b"Content-Type", b"application/x-ndjson"),))
+    async with guarded([guardrail("g", "pii", "response")], [[reply]]) as run:
+        answer = await run.ask(SHAPES[0], "hi")
+        assert answer.status == 200
+        assert CARD.encode() not in answer.body
+        assert answer.body == (line + b"\n" + line).replace(CARD.encode(), b"[card]")
+
+
+async def test_event_stream_is_one_however_its_type_is_spelled() -> None:
+    body = b"".join(SHAPES[0].events(["pay 4111 11", "11 1111 ", "1111 ok"]))
+    reply = http_reply(body, fields=((b"Content-Type", b"Text/Event-Stream; charset=utf-8"),))
+    async with guarded([guardrail("g", "pii", "stream_chunk")], [[reply]]) as run:
+        answer = await run.ask(SHAPES[0], "hi", stream=True)
+        assert SHAPES[0].said(answer.body) == "pay [card] ok"
 
 
 # --- time -------------------------------------------------------------------------------------------------------------

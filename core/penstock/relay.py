@@ -44,7 +44,7 @@ _END_OF_CHUNKS = b"0\r\n\r\n"
 def is_stream(head: ResponseHead) -> bool:
     """Tell whether a body is an event stream."""
     content_type = head.headers.get(b"content-type")
-    return content_type is not None and content_type.startswith(b"text/event-stream")
+    return content_type is not None and content_type[:17].lower() == b"text/event-stream"
 
 
 class Client(Protocol):

@@ -5,12 +5,14 @@ It stands behind whatever may refuse for less, budgets included: what it runs ma
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio.to_thread
 import attrs
+import msgspec
 
 from penstock import (
     INNER,
@@ -242,9 +244,21 @@ def _texts_of(request: Request, body: bytes) -> list[Text]:
 
 def _groups_of(body: bytes) -> list[list[Text]]:
     try:
+        _check_whole(body)
         return pieces_of(body)
     except UnreadableError:
-        return [[raw_text(body)]]  # plain text, as of transcriptions
+        return [[raw_text(body)]]  # plain text, as of transcriptions, or JSON line by line
+
+
+def _check_whole(body: bytes) -> None:
+    """Raise UnreadableError for what is not one JSON value: behind a first value there may be others."""
+    try:
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except (ValueError, RecursionError):
+        try:  # NaN, bare control characters and the like
+            json.JSONDecoder(parse_int=str, strict=False).decode(body.decode("utf-8-sig", "replace"))
+        except (ValueError, RecursionError):
+            raise UnreadableError("it is not one JSON value") from None
 
 
 def _rewritten(body: bytes, groups: Sequence[Sequence[Text]], texts: Sequence[str], edits: Sequence[TextEdit]) -> bytes:
