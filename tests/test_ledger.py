@@ -184,7 +184,7 @@ CREATE TRIGGER refuse BEFORE INSERT ON ledger WHEN NEW.request_id = 'req_bad' BE
 
 
 @pytest.mark.parametrize("is_journaled", [True, False])
-async def test_entry_refused_for_good_is_in_no_total_and_kept_for_an_operator(
+async def test_entry_refused_for_good_counts_until_the_next_start_and_is_kept_for_an_operator(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, is_journaled: bool
 ) -> None:
     database = tmp_path / "penstock.db"
@@ -201,11 +201,11 @@ async def test_entry_refused_for_good_is_in_no_total_and_kept_for_an_operator(
                 tags = ("x" * SEGMENT_BYTES,) if is_short else ()
                 accounts.ledger.settle(make_entry(request_id, 5, COUNTER, tags=tags))
         await accounts.ledger.flush()
-        assert accounts.counters.used(COUNTER, START) == 10
+        assert accounts.counters.used(COUNTER, START) == 15
         assert await accounts.reader.spent([(COUNTER, START)]) == {(COUNTER, START): 10}
         assert await verified(accounts) == []
         assert accounts.ledger.open_intents == 0
-        assert "the database refuses ledger entry req_bad; its 5 nano-USD are in no total" in caplog.text
+        assert "the database refuses ledger entry req_bad; its 5 nano-USD count until the next start" in caplog.text
         assert files_of(journal, "*.journal")
     assert "left to the next start" not in caplog.text
     async with accounting(database) as accounts:

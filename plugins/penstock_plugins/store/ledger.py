@@ -23,6 +23,8 @@ from penstock_plugins.store.totals import Name
 
 MAX_QUEUED = 50_000
 """Entries that may wait for the database."""
+MOST_REFUSED = 3
+"""Entries that are set aside in a row; one more that is refused is taken for a fault of the ledger, not its own."""
 _CLIPPED_CHARACTERS = 64
 _log = logging.getLogger("penstock.store")
 _encode = msgspec.msgpack.Encoder().encode
@@ -50,6 +52,7 @@ class JournaledLedger:
         self._committed = 0
         self._progress = anyio.Event()
         self._is_journal_whole = True
+        self._refused_in_a_row = 0
 
     # --- Ledger ---------------------------------------------------------------------------------------------------
 
@@ -57,6 +60,8 @@ class JournaledLedger:
         """Make an intent durable against the death of this process. Raises LedgerUnavailableError."""
         if len(self._queue) >= MAX_QUEUED:
             raise LedgerUnavailableError("the ledger waits for its database and can take no more exchanges")
+        if self._is_refused:
+            raise LedgerUnavailableError("the ledger's database refuses every row")
         try:
             self._journal.add_intent(intent.request_id, _encode(intent))
         except OSError as error:
@@ -90,7 +95,7 @@ class JournaledLedger:
     async def flush(self) -> None:
         """Return once everything settled so far is committed."""
         wanted = self._settled
-        while self._committed < wanted:
+        while self._committed < wanted or self._is_refused:
             self._wake()
             await self._progress.wait()
 
@@ -105,8 +110,13 @@ class JournaledLedger:
         """Return how many exchanges are under way."""
         return self._journal.open_intents
 
+    @property
+    def _is_refused(self) -> bool:
+        """Whether the database takes no row, as far as it has been tried."""
+        return self._refused_in_a_row > MOST_REFUSED
+
     def take(self, most: int) -> list[Queued]:
-        """Return the entries that have waited longest; give them to ``committed``, ``put_back`` or ``set_aside``."""
+        """Return the entries that have waited longest; give them to ``committed``, ``put_back`` or ``refused``."""
         queue = self._queue
         return [queue.popleft() for _ in range(min(most, len(queue)))]
 
@@ -117,6 +127,8 @@ class JournaledLedger:
     def committed(self, batch: list[Queued]) -> list[Segment]:
         """Forget a batch; returns the segments of the journal that may be deleted."""
         journal = self._journal
+        if batch:
+            self._refused_in_a_row = 0
         for queued in batch:
             segments = queued.segments
             if segments is None:
@@ -127,23 +139,33 @@ class JournaledLedger:
         self._count(len(batch))
         return journal.take_done()
 
-    def set_aside(self, queued: Queued, error: BaseException) -> dict[Name, int]:
-        """Try an entry that the database refuses once more, cleaned, and then leave it in the journal for good.
+    def refused(self, queued: Queued, error: BaseException) -> None:
+        """Try an entry that the database refuses once more, cleaned, and then leave it in the journal.
 
-        There it outlives the process. Returns what is not charged to whom, as no row says so.
+        There it outlives the process; until that ends, what was spent goes on counting in memory. When several are
+        refused in a row it is the ledger that is at fault: from then on they wait, and no exchange begins.
         """
-        entry = queued.entry
         if not queued.is_cleaned:
-            self._queue.appendleft(Queued(cleaned(entry), queued.segments, is_cleaned=True))
-            return {}
+            self._queue.appendleft(Queued(cleaned(queued.entry), queued.segments, is_cleaned=True))
+            return
+        if self._refused_in_a_row < MOST_REFUSED:
+            self._refused_in_a_row += 1
+            self._set_aside(queued, error)
+            return
+        if not self._is_refused:
+            self._refused_in_a_row += 1
+            _log.error("the ledger waits for the database to take a row again, and no exchange begins: %r", error)
+        self._queue.append(queued)  # behind the others: the first that can be written ends it
+
+    def _set_aside(self, queued: Queued, error: BaseException) -> None:
+        entry = queued.entry
         _log.error(
-            "the database refuses ledger entry %s; its %d nano-USD are in no total: %r",
+            "the database refuses ledger entry %s; its %d nano-USD count until the next start, but no row has them: %r",
             entry.request_id, clamped(entry.cost_nano_usd), error,
         )  # fmt: skip
         if queued.segments is None:  # its intent stands instead: the next start enters it with its estimate
             self._journal.drop_intent(entry.request_id)
         self._count(1)
-        return charges_of([queued])
 
     def _count(self, entries: int) -> None:
         self._committed += entries

@@ -19,7 +19,7 @@ from penstock_plugins.store.commits import Books, Receipt
 from penstock_plugins.store.counters import MemoryCounters
 from penstock_plugins.store.database import Database
 from penstock_plugins.store.journal import ENTRY, INTENT, DeadJournal, is_held, take_dead
-from penstock_plugins.store.ledger import cleaned, entry_of
+from penstock_plugins.store.ledger import MOST_REFUSED, cleaned, entry_of
 
 T = TypeVar("T")
 _PART = 500
@@ -95,14 +95,19 @@ class Sweeper:
 
     async def _enter_each(self, entries: list[LedgerEntry]) -> bool:
         is_whole = True
+        in_a_row = 0
         for entry in entries:
             try:
                 await self._enter_somehow(entry)
+                in_a_row = 0
             except StoreUnavailableError:
                 raise
-            except Exception as error:  # noqa: BLE001 - it stays where an operator finds it
+            except Exception as error:  # it stays where an operator finds it
                 _log.error("the database refuses ledger entry %s: %r", entry.request_id, error)
                 is_whole = False
+                in_a_row += 1
+                if in_a_row > MOST_REFUSED:  # the ledger is at fault: all of it is tried again later
+                    raise StoreUnavailableError(f"the ledger's database refuses every row: {error!r}") from error
         return is_whole
 
     async def _enter_somehow(self, entry: LedgerEntry) -> None:

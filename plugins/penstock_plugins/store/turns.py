@@ -56,6 +56,8 @@ class Turn:
     is_taking_all: bool = False
     durable: list[Account] = attrs.Factory(list)
     """Those whose totals must be right once this process is exclusive."""
+    is_refused: bool = False
+    """Whether it was the rows of the ledger that could not be written, and nothing beside them."""
     receipt: Receipt | None = None
     totals: dict[Name, Total] = attrs.Factory(dict)
     volatile: list[tuple[Name, int]] | None = None
@@ -262,7 +264,9 @@ class Turns:
 
     def _work(self, connection: Connection, turn: Turn) -> None:
         if turn.batch:
+            turn.is_refused = True  # unless it gets further
             turn.receipt = self._books.append(connection, [queued.entry for queued in turn.batch])
+            turn.is_refused = False
         if turn.sharing is not None:
             leases.share(connection, self._holder, turn.sharing, self._books.seed)
         if turn.share is not None:
@@ -277,8 +281,10 @@ class Turns:
     # --- afterwards -----------------------------------------------------------------------------------------------
 
     def _apply(self, turn: Turn) -> None:
-        self._most = min(2 * self._most, MOST_ENTRIES)
-        if self._most == MOST_ENTRIES:  # while one entry at fault is looked for, turns fail and succeed by turns
+        if turn.batch:
+            self._most = min(2 * self._most, MOST_ENTRIES)
+        # While one entry at fault is looked for, turns fail and succeed by turns.
+        if self._most == MOST_ENTRIES or not self.ledger:
             self._outage.worked()
         if turn.receipt is not None:
             self._books.remember(turn.receipt)
@@ -365,24 +371,14 @@ class Turns:
         unavailable = StoreUnavailableError(f"the store cannot say what is left: {error!r}")
         for ask in turn.asks:
             ask.decide(unavailable)
-        if isinstance(error, StoreUnavailableError) or not turn.batch:
-            self.ledger.put_back(turn.batch)
-        elif len(turn.batch) > 1:  # one of them is at fault: the others go without it
+        is_of_rows = turn.is_refused and not isinstance(error, StoreUnavailableError)
+        if is_of_rows:
             self._most = 1
+        if is_of_rows and len(turn.batch) == 1:
+            self.ledger.refused(turn.batch[0], error)
+        else:  # where one of several is at fault, the others go without it
             self.ledger.put_back(turn.batch)
-        else:
-            self._take_back(self.ledger.set_aside(turn.batch[0], error))
         self._outage.failed(error)
-
-    def _take_back(self, charges: dict[Name, int]) -> None:
-        """Have memory no longer count what will never be in the ledger, so that totals stay the sums of rows."""
-        for name, amount in charges.items():
-            account = self.counters.accounts.get(name)
-            if account is not None:
-                account.settled -= amount
-                account.unflushed -= amount
-                if self.counters.is_shared:
-                    self.counters.dirty.add(account)
 
 
 def _give(change: Change) -> None:
