@@ -143,6 +143,85 @@ async def test_signal_during_the_start_ends_it(tmp_path: Path, anyio_backend: An
         assert "listening" not in [line["event"] for line in process.lines]
 
 
+SHARES = """
+@asynccontextmanager
+async def opening():
+    print("waits", file=sys.stderr, flush=True)
+    while not (HERE / "free").exists():
+        await anyio.sleep(0.01)
+    yield
+
+
+class Own:
+    def __init__(self, services):
+        self.services = services
+
+    @hookimpl
+    @asynccontextmanager
+    async def lifespan(self):
+        async with self.services.shared.use("own", opening):
+            yield
+"""
+
+
+@pytest.mark.parametrize("is_freed", [True, False])
+async def test_signal_ends_a_start_that_waits_for_what_plugins_share(
+    tmp_path: Path, anyio_backend: Any, is_freed: bool
+) -> None:
+    async with supervising(plugged(tmp_path, anyio_backend, SHARES), workers=2) as process:
+        await process.log("waits")
+        process.signal(SIGTERM)
+        if is_freed:
+            (tmp_path / "free").touch()
+        assert await process.ended() == 0
+
+
+STUCK = """
+class Own:
+    @hookimpl
+    @asynccontextmanager
+    async def lifespan(self):
+        with anyio.CancelScope(shield=True):
+            print("waits", file=sys.stderr, flush=True)
+            await anyio.sleep_forever()
+        yield
+"""
+
+
+async def test_second_signal_ends_a_start_that_does_not_give_way(tmp_path: Path, anyio_backend: Any) -> None:
+    async with supervising(plugged(tmp_path, anyio_backend, STUCK), workers=2) as process:
+        await process.log("waits")
+        process.signal(SIGTERM)
+        await anyio.sleep(0.3)  # two signals at once are one
+        process.signal(SIGTERM)
+        assert await process.ended() == 0
+
+
+FORKS = """
+import time
+
+
+class Own:
+    @hookimpl
+    @asynccontextmanager
+    async def lifespan(self):
+        if is_first("first"):
+            if not os.fork():
+                os.setsid()
+                time.sleep(30)
+                os._exit(0)
+            os._exit(1)
+        yield
+"""
+
+
+async def test_child_of_a_worker_that_ended_holds_nobody_up(tmp_path: Path, anyio_backend: Any) -> None:
+    async with supervising(plugged(tmp_path, anyio_backend, FORKS), workers=2) as process:
+        await process.log("announced")
+        process.signal(SIGTERM)
+        await process.log("returned")
+
+
 REFUSES = """
 class Own:
     @hookimpl

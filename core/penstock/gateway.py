@@ -50,27 +50,51 @@ class Generation:
     lifespans: list[tuple[str, Any]]
     in_flight: int = 0
     is_ending: bool = False
+    _begun: anyio.Event = attrs.Factory(anyio.Event)
+    """Set once every lifespan is entered, or none will be."""
+    _fault: ConfigurationError | None = None
+    """Why not."""
     _end: anyio.Event = attrs.Factory(anyio.Event)
     _ended: anyio.Event = attrs.Factory(anyio.Event)
 
-    async def live(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Enter the plugins' lifespans in order, and leave them in reverse once ``stop`` is called.
+    async def begin(self, tasks: anyio.abc.TaskGroup, report: Callable[[Exception], None]) -> None:
+        """Enter the plugins' lifespans in order; they are left in reverse once ``stop`` is called.
 
-        What was entered is left again if one fails. Raises ConfigurationError before it has started.
+        What was entered is left again if one fails, or nobody waits any more. Raises ConfigurationError.
         """
+        entering = anyio.CancelScope()
+        tasks.start_soon(self._live, entering, report)
         try:
-            with anyio.CancelScope() as scope:
+            await self._begun.wait()
+        except BaseException:  # not TaskGroup.start: that waits for a task which waits to be stopped
+            if not self._begun.is_set():
+                entering.cancel()
+            with anyio.CancelScope(shield=True):
+                await self.stop()
+            raise
+        if self._fault is not None:
+            raise self._fault
+
+    async def _live(self, entering: anyio.CancelScope, report: Callable[[Exception], None]) -> None:
+        fault: ConfigurationError | None = None
+        try:
+            with entering as scope:
                 async with AsyncExitStack() as stack:
                     fault = await self._enter(stack)
                     if fault is None:
                         # Exchanges settle in shielded scopes, and need what the lifespans hold until then.
                         scope.shield = True
-                        task_status.started()
+                        self._begun.set()
                         await self._end.wait()
+        except Exception as error:
+            # A plugin that fails on its way out takes nothing with it; one whose tasks die under traffic must be seen.
+            if not self.is_ending:
+                raise
+            report(error)
         finally:
+            self._fault = fault
+            self._begun.set()
             self._ended.set()
-        if fault is not None:
-            raise fault
 
     async def rehearse(self) -> None:
         """Enter the lifespans and leave them at once. Raises ConfigurationError."""
@@ -239,7 +263,7 @@ class Gateway:
         try:
             async with self.shared.running(), anyio.create_task_group() as tasks:
                 self._tasks = tasks
-                await tasks.start(self._live, self.generation)
+                await self._begin(tasks, self.generation)
                 try:
                     self.server.generation = self.generation
                     self.telemetry.start()
@@ -254,14 +278,8 @@ class Gateway:
             # A lone fault is raised as itself: an operator's mistake is a line, not a tree.
             raise _only(group) from None
 
-    async def _live(self, generation: Generation, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        try:
-            await generation.live(task_status=task_status)
-        except Exception as error:
-            # A plugin that fails on its way out takes nothing with it; one whose tasks die under traffic must be seen.
-            if not generation.is_ending:
-                raise
-            self.telemetry.report_fault(None, error)
+    async def _begin(self, tasks: anyio.abc.TaskGroup, generation: Generation) -> None:
+        await generation.begin(tasks, lambda fault: self.telemetry.report_fault(None, fault))
 
     async def _stop(self) -> None:
         await self.server.drain(self._settle_seconds())
@@ -291,7 +309,7 @@ class Gateway:
         if configuration.gateway.namespace != self.configuration.gateway.namespace:
             raise ConfigurationError(f"{configuration.source}: [gateway] namespace: needs a restart to change")
         following = build_generation(configuration, self.transports, self.telemetry, self.shared)
-        await self._tasks.start(self._live, following)
+        await self._begin(self._tasks, following)
         previous, self.generation = self.generation, following
         self.server.generation = following
         self.configuration = configuration

@@ -54,7 +54,7 @@ def _serve_one(
 
 
 async def _run(gateway: Gateway, read: Read, announce: Announce | None, place: Place | None) -> None:
-    """Serve until a signal; one that comes during the start ends the start."""
+    """Serve until a signal; one that comes during the start ends the start, a second one the process."""
     failed: Exception | None = None
     with anyio.open_signal_receiver(*SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a worker is forked with them blocked
@@ -85,6 +85,9 @@ class _Arrived:
     async def take(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             if number != signal.SIGHUP and not self.is_started:
+                if self.start.cancel_called:  # it does not give way: whoever asks twice means it
+                    signal.signal(number, signal.SIG_DFL)
+                    signal.raise_signal(number)
                 self.start.cancel()
             self._numbers.append(number)
             self._event.set()

@@ -22,6 +22,11 @@ class _Opened:
     """One time that a thing is open."""
 
     value: Any = None
+    fault: Exception | None = None
+    """Why it could not be entered."""
+    entering: anyio.CancelScope = attrs.Factory(anyio.CancelScope)
+    entered: anyio.Event = attrs.Factory(anyio.Event)
+    """Set once it is, or cannot be."""
     end: anyio.Event = attrs.Factory(anyio.Event)
     ended: anyio.Event = attrs.Factory(anyio.Event)
 
@@ -77,7 +82,18 @@ class Shared:
     async def _open(self, key: Hashable, make: Callable[[], AbstractAsyncContextManager[Any]]) -> _Opened:
         assert self._tasks is not None, "things are shared within a running gateway"
         opened = _Opened()
-        await self._tasks.start(self._hold, key, opened, make)
+        self._tasks.start_soon(self._hold, key, opened, make)
+        try:
+            await opened.entered.wait()
+        except BaseException:  # nobody waits for it any more: give up entering, or leave at once
+            if not opened.entered.is_set():
+                opened.entering.cancel()
+            opened.end.set()
+            with anyio.CancelScope(shield=True):
+                await opened.ended.wait()
+            raise
+        if opened.fault is not None:
+            raise opened.fault
         return opened
 
     async def _close(self, key: Hashable, kept: _Kept) -> None:
@@ -91,21 +107,18 @@ class Shared:
             if not kept.users and self._kept.get(key) is kept:
                 del self._kept[key]
 
-    async def _hold(
-        self,
-        key: Hashable,
-        opened: _Opened,
-        make: Callable[[], AbstractAsyncContextManager[Any]],
-        *,
-        task_status: anyio.abc.TaskStatus[None],
-    ) -> None:
+    async def _hold(self, key: Hashable, opened: _Opened, make: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
         """Enter and leave in one task, as task groups inside demand."""
         try:
-            with anyio.CancelScope(shield=True):
+            with opened.entering:
                 async with make() as opened.value:
-                    task_status.started()
+                    opened.entering.shield = True  # from here on only its end has it left
+                    opened.entered.set()
                     await opened.end.wait()
         except Exception as error:
+            if not opened.entered.is_set():
+                opened.fault = error
+                return
             # What fails on its way out takes nothing with it; what dies while it is used must be seen.
             if self._report is None or not opened.end.is_set():
                 raise
@@ -113,4 +126,5 @@ class Shared:
             fault.__cause__ = error
             self._report(fault)
         finally:
+            opened.entered.set()
             opened.ended.set()

@@ -152,6 +152,7 @@ class Supervisor:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(listening)
+        os.set_blocking(ready, False)
         worker.pid, worker.ready, worker.started = pid, ready, time.monotonic()
         self._selector.register(ready, selectors.EVENT_READ, worker)
 
@@ -183,7 +184,10 @@ class Supervisor:
 
     def _listens(self, worker: _Worker) -> None:
         assert worker.ready is not None
-        says = os.read(worker.ready, 1)
+        try:
+            says = os.read(worker.ready, 1)
+        except BlockingIOError:  # a child of the worker that ended holds the other end
+            says = b""
         self._is_prepared(worker)
         if says == _PREPARED:
             return
