@@ -114,6 +114,95 @@ async def test_background_response_is_charged_what_was_reserved(tmp_path: Path) 
         assert await gateway.total(budget_id) == 60 * TOKEN
 
 
+@pytest.mark.parametrize("member", [
+    b'"background":true', b'"b\\u0061ckground":true', b'"background" : true', b'"background":true,"background":false',
+    b'"background":false,"b\\u0061ckground":true', b'"background":1', b'"background":false', b'"metadata":{}',
+])  # fmt: skip
+async def test_answer_that_is_queued_is_charged_whatever_was_asked(tmp_path: Path, member: bytes) -> None:
+    queued = http_reply(b'{"id":"resp_1","object":"response","status":"queued","output":[],"usage":null}')
+    async with governed(tmp_path, always(queued), rates=OUTPUT_ONLY) as gateway:
+        budget_id = await gateway.budget(100 * TOKEN, reserve="max")
+        body = b'{"model":"gpt-4o-mini","input":"Hi",%b,"max_output_tokens":60}' % member
+        assert [(await gateway.ask(body, "/v1/responses")).status for _ in range(3)] == [200, 402, 402]
+        assert await gateway.total(budget_id) == 60 * TOKEN
+
+
+@pytest.mark.parametrize(("member", "is_charged"), [
+    (b'"background":true', True), (b'"b\\u0061ckground":true', True), (b'"BACKGROUND":true', True),
+    (b'"background":true,"background":false', True), (b'"background":false', False), (b'"background":null', False),
+    (b'"metadata":{"background":"true"}', False), (b'"instructions":"\\u0061"', False),
+])  # fmt: skip
+async def test_background_counts_as_asked_for_in_any_spelling(tmp_path: Path, member: bytes, is_charged: bool) -> None:
+    """An answer without status and usage says nothing, so that what was asked decides."""
+    async with governed(tmp_path, always(http_reply(b'{"id":"resp_1"}')), rates=OUTPUT_ONLY) as gateway:
+        budget_id = await gateway.budget(100 * TOKEN, reserve="max")
+        body = b'{"model":"gpt-4o-mini","input":"Hi",%b,"max_output_tokens":60}' % member
+        assert (await gateway.ask(body, "/v1/responses")).status == 200
+        assert await gateway.total(budget_id) == (60 * TOKEN if is_charged else 0)
+
+
+@pytest.mark.parametrize(("status", "is_charged"), [("queued", True), ("in_progress", True), ("incomplete", False)])
+@pytest.mark.parametrize("padding", [0, 100_000])
+async def test_answer_that_is_not_done_goes_on(tmp_path: Path, status: str, is_charged: bool, padding: int) -> None:
+    reply = {"id": "resp_1", "object": "response", "status": status, "instructions": "x" * padding, "usage": None}
+    async with governed(tmp_path, always(http_reply(json.dumps(reply).encode())), rates=OUTPUT_ONLY) as gateway:
+        budget_id = await gateway.budget(100 * TOKEN, reserve="max")
+        body = {"model": "gpt-4o-mini", "input": "Hi", "max_output_tokens": 60}
+        assert (await gateway.ask(body, "/v1/responses")).status == 200
+        assert await gateway.total(budget_id) == (60 * TOKEN if is_charged else 0)
+
+
+@pytest.mark.parametrize("is_background", [False, True])
+async def test_stream_in_the_background_goes_on_after_its_end(tmp_path: Path, is_background: bool) -> None:
+    made = {"id": "resp_1", "status": "in_progress", "background": is_background, "usage": None}
+    event = json.dumps({"type": "response.created", "response": made}).encode()
+    upstream = always(*stream_reply(b"event: response.created\ndata: %b\n\n" % event))
+    async with governed(tmp_path, upstream, rates=OUTPUT_ONLY) as gateway:
+        budget_id = await gateway.budget(100 * TOKEN, reserve="max")
+        body = {"model": "gpt-4o-mini", "input": "Hi", "stream": True, "max_output_tokens": 60}
+        assert (await gateway.ask(body, "/v1/responses")).status == 200
+        assert await gateway.total(budget_id) == (60 * TOKEN if is_background else 0)
+
+
+@attrs.define(eq=False)
+class Judging:
+    """Judge an answer for ever, or fail at it."""
+
+    reached: anyio.Event | None
+
+    @hookimpl
+    def pre_request(self, exchange: Exchange) -> None:
+        exchange.watch_response("judging")
+
+    @hookimpl
+    async def on_response(self, exchange: Exchange, body: bytes) -> bytes | None:
+        if self.reached is None:
+            raise ZeroDivisionError
+        self.reached.set()
+        await anyio.sleep_forever()
+        return None
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_background_response_the_client_never_got_is_charged(tmp_path: Path, leaves: bool) -> None:
+    queued = http_reply(b'{"id":"resp_1","object":"response","status":"queued","output":[],"usage":null}')
+    judging = anyio.Event()
+    body = b'{"model":"gpt-4o-mini","input":"Hi","background":true,"max_output_tokens":60}'
+    plugins = [("judging", Judging(judging if leaves else None))]
+    async with governed(tmp_path, always(queued), plugins=plugins, rates=OUTPUT_ONLY, socket=True) as gateway:
+        budget_id = await gateway.budget(100 * TOKEN, reserve="max")
+        if leaves:
+            client = await gateway.harness.raw()
+            await client.send(gateway.harness.request_bytes("POST", "/v1/responses", body=body))
+            with anyio.fail_after(5):
+                await judging.wait()
+            client.close()
+        else:
+            assert (await gateway.ask(body, "/v1/responses")).status == 500
+        await gateway.harness.wait_settled(1)
+        assert await gateway.total(budget_id) == 60 * TOKEN
+
+
 async def test_absurd_usage_is_the_same_in_memory_and_ledger(tmp_path: Path) -> None:
     usage = {"prompt_tokens": 10**12, "completion_tokens": 10**12}
     rates: dict[str, int | None] = {"input": 10**12, "output": 10**12}

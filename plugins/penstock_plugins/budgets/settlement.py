@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import attrs
 
 from penstock import Attempt, Exchange, Principal, RequestError, Usage, editable_body
 from penstock.governance import NANO_PER_USD, CostSource, Debit, LedgerEntry, Outcome, Price
+from penstock_plugins.budgets import background
 from penstock_plugins.budgets.admission import Admission
 
 _PROVIDERS_FAULT = frozenset({"provider_error", "upstream_timeout", "circuit_open"})
-_IN_BACKGROUND = re.compile(rb'"background"[ \t\r\n]*:[ \t\r\n]*true').search
 _UNCOUNTED = "guardrail_blocked"
 """What was blocked has cost the operator something, and is no use of anybody's budget."""
 
@@ -54,13 +53,15 @@ def cost_of(exchange: Exchange, usage: Usage | None, price: Price | None, likely
 
 def goes_on(exchange: Exchange) -> bool:
     """Tell whether a provider may work on after its answer: what it will have used is in no answer to this request."""
-    request = exchange.request
-    if request.endpoint.operation != "responses" or (exchange.status is None and not _was_left_unanswered(exchange)):
+    request, usage, made = exchange.request, exchange.usage, last_made(exchange.attempts)
+    if request.endpoint.operation != "responses" or (usage is not None and usage.source == "provider"):
         return False
-    usage = exchange.usage
-    if (usage is not None and usage.source == "provider") or (exchange.status or 200) >= 400:
+    # What the client was told does not matter: it may have left, or be refused what the provider has begun.
+    if made is None or (made.status or 200) >= 400 or made.reason not in (None, "client_gone"):
         return False
-    return _IN_BACKGROUND(editable_body(request)) is not None
+    if exchange.window is not None and background.is_given(exchange.window, is_stream=exchange.is_stream):
+        return True
+    return background.is_asked(editable_body(request))
 
 
 def _was_left_unanswered(exchange: Exchange) -> bool:
