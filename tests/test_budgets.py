@@ -151,6 +151,41 @@ async def test_long_end_user_is_kept_as_a_digest(tmp_path: Path) -> None:
         assert len(row.end_user) == 71
 
 
+@pytest.mark.parametrize("blank", [b"", b" ", b"\t ", "\u00a0".encode()])
+@pytest.mark.parametrize("members", [{"user": "ann"}, {"user": " ", "metadata": {"user_id": "ann"}}])
+async def test_blank_header_or_member_hides_no_end_user(tmp_path: Path, blank: bytes, members: dict[str, Any]) -> None:
+    async with governed(tmp_path, socket=True) as gateway:
+        budget_id = await gateway.budget(ANSWERED, "end_user", reserve="none")
+        headers = [(b"X-Penstock-End-User-Id", blank)]
+        assert [(await gateway.ask({**BODY, **members}, headers=headers)).status for _ in range(2)] == [200, 402]
+        assert await gateway.total(budget_id, "ann") == ANSWERED
+
+
+@pytest.mark.parametrize("members", [
+    b'"user":"\\ud800"', b'"user":"a\xff"', b'"metadata":{"user_id":"\\udfff!"}', b'"safety_identifier":"\\uD800\\n"',
+    b'"\\u0075ser":"\\ud800"', b'"user":"\\ud800","metadata":{"user_id":"bob"}',
+])  # fmt: skip
+async def test_end_user_that_is_no_unicode_counts_as_one(tmp_path: Path, members: bytes) -> None:
+    async with governed(tmp_path) as gateway:
+        budget_id = await gateway.budget(ANSWERED, "end_user", reserve="none")
+        body = b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hi"}],%b}' % members
+        assert [(await gateway.ask(body)).status for _ in range(2)] == [200, 402]
+        served, _ = await gateway.rows()
+        assert served.end_user is not None
+        assert served.end_user.startswith("sha256:")
+        assert await gateway.total(budget_id, served.end_user) == ANSWERED
+
+
+async def test_end_users_that_are_no_unicode_are_told_apart_wherever_they_are_named(tmp_path: Path) -> None:
+    async with governed(tmp_path, socket=True) as gateway:
+        await gateway.budget(ANSWERED, "end_user", reserve="none")
+        name = b"X-Penstock-End-User-Id"
+        statuses = [(await gateway.ask(headers=[(name, value)])).status for value in (b"\xff", b"\xfe", b"\xff")]
+        assert statuses == [200, 200, 402]
+        odd = b'{"model":"gpt-4o-mini","messages":[],"user":"\xfe"}'
+        assert (await gateway.ask(odd)).status == 402
+
+
 async def test_next_period_begins_with_nothing_spent(tmp_path: Path) -> None:
     clock = Clock()
     async with governed(tmp_path, clock=clock) as gateway:
