@@ -132,12 +132,12 @@ async def test_answer_too_large_to_gather_is_given_up_for_the_next(
         await stall.gone.wait()
 
 
-async def test_answer_not_complete_in_time_is_a_timeout() -> None:
-    trickle: list[Step] = [HEAD + b"Content-Length: 99\r\n\r\n" + GOOD[:9], Stall()]
+async def test_answer_without_a_first_byte_in_time_is_a_timeout() -> None:
+    silent: list[Step] = [HEAD + b"Content-Length: 99\r\n\r\n", Stall()]
     timeouts = LONG | {"first_byte": 0.1}
-    async with chain(FakeUpstream([trickle]), plugins=[("reviewer", Reviewer())], timeouts=timeouts) as run:
+    async with chain(FakeUpstream([silent]), plugins=[("reviewer", Reviewer())], timeouts=timeouts) as run:
         assert (await run.ask()).status == 504
-        assert run.last.attempts[0].message == "the provider's answer was not complete in time"
+        assert run.last.attempts[0].message == "the provider's answer had no first byte in time"
 
 
 # --- what the reviewer says -------------------------------------------------------------------------------------------

@@ -283,8 +283,10 @@ class Pipeline:
                 exchange.upstream_ns += monotonic_ns() - waiting
             if request.translation is not None:
                 relay.look_ahead(request.translation)
-        except BaseException:
+        except BaseException as error:
             relay.abandon()
+            if isinstance(error, asyncio.CancelledError):
+                exchange.window = relay.meter.window()
             raise
         if verdict == "failed":
             response.close()
@@ -407,7 +409,9 @@ def _estimated(exchange: Exchange, window: BodyWindow) -> Usage | None:
     """Guess the usage of an answer that reported none; never silently nothing."""
     request = exchange.request
     attempt = exchange.attempts[-1] if exchange.attempts else None
-    if attempt is None or attempt.status != 200 or attempt.reason is not None:
+    if attempt is None or attempt.status != 200:
+        return None
+    if attempt.reason is not None and (attempt.reason != "client_gone" or not window.total_bytes):
         return None
     if request.endpoint.operation not in _ESTIMATED:
         return None
