@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from management_client import Api, running_api
-from penstock.governance import Ledger, write_usd
+from penstock.governance import Ledger, LedgerReader, write_usd
 from penstock_plugins.management import Management
 
 pytestmark = pytest.mark.anyio
@@ -175,3 +175,37 @@ async def test_sums_are_paged_in_their_order() -> None:
         assert (await api.ask("GET", f"/usage?group_by=model&cursor={first['next_cursor']}")).status == 400
         for limit in ("0", "1001", "x"):
             assert (await api.ask("GET", f"/usage?limit={limit}")).status == 400
+
+
+async def test_key_of_a_refund_is_free_again_after_a_day() -> None:
+    async with running_api(plugins=PLUGINS) as api:
+        await prepared(api)
+        row = (await api.get("/spend-events"))["data"][0]
+        place = f"/spend-events/{row['request_id']}/refund"
+        first = await api.ask("POST", place, {"amount_nano_usd": 1}, idempotency_key="r")
+        assert (first.status, first.body["cost_nano_usd"]) == (201, -1), first.raw
+        assert (await api.ask("POST", place, {"amount_nano_usd": 7}, idempotency_key="r")).status == 409
+        services: Any = api.harness.gateway.generation.services
+        now = services.clock()
+        services.clock = lambda: now + 2 * 86_400
+        second = await api.ask("POST", place, {"amount_nano_usd": 7}, idempotency_key="r")
+        assert (second.status, second.body["cost_nano_usd"]) == (201, -7), second.raw
+        services.clock = lambda: now + 4 * 86_400
+        again = await api.ask("POST", place, {"amount_nano_usd": 7}, idempotency_key="r")  # what it asks is done
+        assert (again.status, again.body["request_id"]) == (201, second.body["request_id"])
+        assert await services.get(LedgerReader).left(row["request_id"]) == row["cost_nano_usd"] - 8
+
+
+async def test_correction_entered_under_the_same_id_that_differs_is_a_conflict() -> None:
+    async with running_api(plugins=PLUGINS) as api:
+        await prepared(api)
+        row = (await api.get("/spend-events"))["data"][0]
+        place = f"/spend-events/{row['request_id']}/refund"
+        assert (await api.ask("POST", place, {"amount_nano_usd": 5}, idempotency_key="r")).status == 201
+        services: Any = api.harness.gateway.generation.services
+        changed = "UPDATE ledger SET cost_nano_usd = -4 WHERE adjusts IS NOT NULL"
+        await services.get(LedgerReader)._database.write(lambda connection: connection.exec_driver_sql(changed))
+        now = services.clock()
+        services.clock = lambda: now + 2 * 86_400
+        again = await api.ask("POST", place, {"amount_nano_usd": 5}, idempotency_key="r")
+        assert (again.status, again.error["code"]) == (409, "conflict"), again.raw

@@ -64,7 +64,8 @@ async def refund(desk: Desk, ask: Ask) -> Written:
     """Append a correction to the ledger, then say so in the audit.
 
     The ledger is not written in the store's transaction. A repetition with the same ``Idempotency-Key`` has the same
-    id, which the ledger enters once, so that what broke off between the two is made good by asking again.
+    id, which the ledger enters once, so that what broke off between the two is made good by asking again. Another body
+    makes another id: the key is free again after a day, and its correction is there for ever.
     """
     entry = await _entry(desk, ask, REFUND)
     left = await desk.ledger.left(entry.request_id)
@@ -77,14 +78,14 @@ async def refund(desk: Desk, ask: Ask) -> Written:
         name = None
         if ask.once is not None:
             once = idempotency.once_of(desk.vault, ask.once, ask.method, ask.path, ask.raw)
-            name = hashlib.sha256(f"{call.actor.id}:{ask.once}:{ask.path}".encode()).hexdigest()[:30]
+            name = hashlib.sha256(f"{call.actor.id}:{ask.once}:".encode() + once.fingerprint).hexdigest()[:30]
         kept = None if once is None else idempotency.recall(call, once)
         return spend.refund_entry(call, entry, body, name), once, kept
 
     correction, once, kept = await desk.read(ask, plan, REFUND)
     entered = await desk.ledger.entry(correction.request_id) if once else None
     if entered is not None:
-        correction = entered
+        correction = _repeated(entered, correction, ask)
     elif kept is None:
         await _give_back(desk, entry, correction, left)
 
@@ -97,6 +98,15 @@ async def refund(desk: Desk, ask: Ask) -> Written:
         return Answer(shown, 201)
 
     return await desk.write(ask, note, REFUND)
+
+
+def _repeated(entered: LedgerEntry, correction: LedgerEntry, ask: Ask) -> LedgerEntry:
+    """Return what is entered for what is asked again. Raises RefusedError where it is something else."""
+    is_named = any(ask.body.get(name) is not None for name in ("amount_usd", "amount_nano_usd"))
+    wanted = correction.cost_nano_usd if is_named else entered.cost_nano_usd  # else it was what was left at the time
+    if (entered.adjusts, entered.cost_nano_usd) != (correction.adjusts, wanted):
+        raise RefusedError("conflict", f"{entered.request_id} is entered already, and is another correction.")
+    return entered
 
 
 async def _give_back(desk: Desk, entry: LedgerEntry, correction: LedgerEntry, left: int) -> None:
