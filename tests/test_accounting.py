@@ -20,11 +20,13 @@ from penstock.governance import Claim, Exceeded, StoreUnavailableError
 from penstock_plugins.store import accounting as accounting_module
 from penstock_plugins.store import leases
 from penstock_plugins.store.accounting import Accounting, open_accounting
+from penstock_plugins.store.commits import Books, Receipt
 from penstock_plugins.store.counters import WAIT_SECONDS
 from penstock_plugins.store.database import Database
 from penstock_plugins.store.journal import Journal
 from penstock_plugins.store.ledger_tables import counters as counter_rows
 from penstock_plugins.store.schema import migrate
+from penstock_plugins.store.totals import seed_of_budget
 
 pytestmark = pytest.mark.anyio
 LONG_AGO = 10_000 * 86_400
@@ -153,3 +155,14 @@ async def test_newcomer_beside_one_that_hangs_refuses_and_says_whom_to_end(
             hanging.close()
             await accounts.sweeper.sweep()
             assert not isinstance(await reserved(accounts.counters, claim), Exceeded)
+
+
+def test_end_users_in_any_number_leave_dimensions_remembered() -> None:
+    books = Books(seed_of_budget)
+    books.remember(Receipt({}, dimension_ids={(4, "org_1"): 1}, end_user_ids={}, counter_ids={}))
+    for start in range(0, 200_000, 20_000):
+        seen = {(f"user {number}",): number for number in range(start, start + 20_000)}
+        books.remember(Receipt({}, dimension_ids={}, end_user_ids=seen, counter_ids={}))
+    assert books.dimension_id((4, "org_1")) == 1
+    assert books.end_user_id(("user 199999",)) == 199_999
+    assert books.end_user_id(("user 0",)) is None

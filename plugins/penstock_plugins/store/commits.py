@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import add
+from typing import TypeVar
 
 import attrs
 import msgspec
@@ -42,6 +43,7 @@ from penstock_plugins.store.ledger_tables import (
 )
 from penstock_plugins.store.totals import CounterSeed, Name, find_or_add, last_sequence
 
+K = TypeVar("K")
 MAX_TOKENS = 1 << 40
 MAX_COST = 10**16
 """Ten million USD for one exchange: what is beyond is a fault, and would make sums overflow."""
@@ -72,7 +74,7 @@ class Receipt:
     charges: Mapping[Name, int]
     """Total of what was charged, by counter."""
     dimension_ids: Mapping[Row, int]
-    """Of dimensions, and of end users."""
+    end_user_ids: Mapping[Row, int]
     counter_ids: Mapping[Name, int]
 
 
@@ -92,6 +94,8 @@ class Books:
     def __init__(self, seed: CounterSeed) -> None:
         self.seed = seed
         self._dimension_ids: dict[Row, int] = {}
+        self._end_user_ids: dict[Row, int] = {}
+        """Of their own, as there may be very many, and every row needs its dimensions."""
         self._counter_ids: dict[Name, int] = {}
 
     def append(self, connection: Connection, entries: Iterable[LedgerEntry]) -> Receipt:
@@ -105,22 +109,31 @@ class Books:
         for entry in fresh:
             posting.post(entry)
         posting.write()
-        return Receipt(posting.charges, posting.new_dimensions, posting.new_counters)
+        return Receipt(posting.charges, posting.new_dimensions, posting.new_end_users, posting.new_counters)
 
     def remember(self, receipt: Receipt) -> None:
         """Keep the ids that a committed transaction has found."""
-        for kept, found in ((self._dimension_ids, receipt.dimension_ids), (self._counter_ids, receipt.counter_ids)):
-            if len(kept) > _KNOWN:
-                kept.clear()
-            kept.update(found)
+        _keep(self._dimension_ids, receipt.dimension_ids)
+        _keep(self._end_user_ids, receipt.end_user_ids)
+        _keep(self._counter_ids, receipt.counter_ids)
 
     def dimension_id(self, key: Row) -> int | None:
         """Return a remembered id."""
         return self._dimension_ids.get(key)
 
+    def end_user_id(self, key: Row) -> int | None:
+        """Return a remembered id."""
+        return self._end_user_ids.get(key)
+
     def counter_id(self, name: Name) -> int | None:
         """Return a remembered id."""
         return self._counter_ids.get(name)
+
+
+def _keep(kept: dict[K, int], found: Mapping[K, int]) -> None:
+    if len(kept) > _KNOWN:
+        kept.clear()
+    kept.update(found)
 
 
 def _not_entered(connection: Connection, entries: Mapping[str, LedgerEntry]) -> list[LedgerEntry]:
@@ -143,6 +156,7 @@ class _Posting:
         self._counters: dict[Name, int] = {}
         self.charges: dict[Name, int] = {}
         self.new_dimensions: dict[Row, int] = {}
+        self.new_end_users: dict[Row, int] = {}
         self.new_counters: dict[Name, int] = {}
 
     def find_counters(self, entries: Sequence[LedgerEntry]) -> None:
@@ -229,20 +243,25 @@ class _Posting:
 
     def _dimension(self, key: Row) -> int:
         found = self._books.dimension_id(key) or self.new_dimensions.get(key)
-        return found or self._find_or_add(_DIMENSION, _FIND_DIMENSION, _INSERT_DIMENSION, key)
+        if not found:
+            found = self._find_or_add(_DIMENSION, _FIND_DIMENSION, _INSERT_DIMENSION, key)
+            self.new_dimensions[key] = found
+        return found
 
     def _end_user(self, end_user: str) -> int:
         key = (end_user,)
-        found = self._books.dimension_id(key) or self.new_dimensions.get(key)
-        return found or self._find_or_add(_END_USER, _FIND_END_USER, _INSERT_END_USER, key)
+        found = self._books.end_user_id(key) or self.new_end_users.get(key)
+        if not found:
+            found = self._find_or_add(_END_USER, _FIND_END_USER, _INSERT_END_USER, key)
+            self.new_end_users[key] = found
+        return found
 
     def _find_or_add(self, names: tuple[str, ...], find: Executable, add_one: Executable, key: Row) -> int:
         row = find_one(self._connection, find, names, key)
         if row is None:
             run_many(self._connection, add_one, names, [key])
             row = find_one(self._connection, find, names, key)
-        self.new_dimensions[key] = found = int(row[0])
-        return found
+        return int(row[0])
 
     def _add_sums(self, at: int, dimensions_id: int, end_user_id: int | None, sums: Row) -> None:
         start = at - at % STEP

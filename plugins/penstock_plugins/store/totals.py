@@ -91,9 +91,7 @@ def last_sequence(connection: Connection) -> int:
 def spent_since(connection: Connection, where: Mapping[str, str], period: int) -> int:
     """Return what was spent from the start of a period until now, from rollups where they can tell."""
     level = level_of(set(where))
-    if (
-        level.is_of_end_users
-    ):  # one of very many: its own rows are found at once, its parts of rollups among all others'
+    if level.is_of_end_users:  # one of very many: its own rows are found at once, its rollups among all others'
         return spent_where(connection, where, period, last_sequence(connection))
     first = -(-period // STEP) * STEP
     amount = 0
