@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 from governed_gateway import BODY, Governed, governed
-from penstock import Fallback
+from penstock import Fallback, PatternRules, PolicyRules
 from penstock.governance import Scope, new_id
 from penstock.governance.objects import Binding, PolicyEntry, RoutingPolicy
 from penstock.testing import FakeUpstream, Reply, http_reply
@@ -147,6 +147,17 @@ async def test_policy_that_is_not_there_lets_nothing_through(tmp_path: Path, how
             reply = await run.gateway.harness.request(method, path, body=BODY if method == "POST" else b"")
             assert code_of(reply) == (503, "policy_rules_invalid")
         assert len(upstream.requests) == 1
+
+
+async def test_policy_whose_rules_nobody_enforces_lets_nothing_through(tmp_path: Path) -> None:
+    rules = PolicyRules(tools=PatternRules(deny=("^shell",)))
+    upstream = answering()
+    async with policied(tmp_path, upstream, entries="a", policy_rules=rules) as policies:
+        await policies.use_key()
+        reply = await policies.ask()
+        assert (reply.status, reply.header("X-Penstock-Error")) == (503, "policy_rules_invalid")
+        assert '"policy_rules" to [gateway] plugins' in reply.json()["error"]["message"]
+        assert upstream.requests == []
 
 
 async def test_changed_policy_is_in_force_at_once_here_and_within_two_seconds_elsewhere(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def build_generation(
     built: list[Pipeline] = []
     services.provide(GatewayCall, InnerCalls(gateway.namespace, lambda: built[0]))  # type: ignore[type-abstract]
     manager, plugins = plugin_loader.load(configuration, services)
+    services.enforced = frozenset(name for plugin in plugins for name in plugin.enforces)
     hooks = compile_hooks(manager, gateway.hook_timeout)
     if not hooks.authenticate and not gateway.anonymous:
         raise ConfigurationError(
@@ -153,7 +154,7 @@ def build_generation(
         gateway.limits.max_body_bytes,
         gateway.drain_after_disconnect,
         services.translators,
-        tuple(name for name in ENFORCED if not any(name in plugin.enforces for plugin in plugins)),
+        tuple(name for name in ENFORCED if name not in services.enforced),
     )
     built.append(pipeline)
     with _faults_placed(configuration.source):

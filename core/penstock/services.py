@@ -123,6 +123,8 @@ class Services:
     """What relative paths in the configuration are relative to."""
     is_rehearsal: bool = False
     """Whether lifespans are entered only to see that they can be (``penstock check``): leave nothing behind then."""
+    enforced: frozenset[str] = frozenset()
+    """Members of principals that an enabled plugin enforces, such as ``policy_rules``."""
     plugins: tuple[str, ...] = ()
     """Names of the enabled plugins, in the order of the configuration."""
 

@@ -6,7 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
-from penstock import BindingDirectory, Endpoint, Fallback, Principal, Provider, ProviderBinding, RequestError, Services
+from penstock import (
+    BindingDirectory,
+    Endpoint,
+    Fallback,
+    PolicyRules,
+    Principal,
+    Provider,
+    ProviderBinding,
+    RequestError,
+    Services,
+)
 from penstock.governance import PolicyDirectory
 from penstock.governance.objects import RoutingPolicy
 from penstock_plugins.routing.resolve import Reachable
@@ -53,6 +63,13 @@ class Lookout:
                 "policy_rules_invalid",
                 f"The routing policy {policy_id[:80]} of this virtual key is not there, so nothing is let through; an "
                 "administrator has to give the key another, or none.",
+                meta={"routing_policy": policy_id[:80]},
+            )
+        if policy.policy_rules != PolicyRules() and "policy_rules" not in self.services.enforced:
+            raise RequestError(
+                "policy_rules_invalid",
+                f"The routing policy {policy_id[:80]} of this virtual key has policy rules, and no enabled plugin "
+                'enforces them; the operator must add "policy_rules" to [gateway] plugins, or take them from the policy.',
                 meta={"routing_policy": policy_id[:80]},
             )
         return policy
