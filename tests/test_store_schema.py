@@ -15,6 +15,9 @@ from sqlalchemy import inspect
 from penstock import ConfigurationError
 from penstock_plugins.store import schema
 from penstock_plugins.store.database import Database
+from penstock_plugins.store.files import Place
+from penstock_plugins.store.opening import StoreSettings
+from penstock_plugins.store.rehearsing import rehearsed
 from penstock_plugins.store.tables import metadata
 
 _NEXT = """
@@ -142,3 +145,39 @@ def test_listing_the_plugin_imports_no_database() -> None:
     program = "import penstock_plugins.store, sys; print('sqlalchemy' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert finished.stdout == "False\n"
+
+
+_OLD_LEDGER = """
+ALTER TABLE ledger DROP COLUMN attempts;
+ALTER TABLE ledger ADD COLUMN colour TEXT;
+ALTER TABLE rollups RENAME COLUMN dimensions_id TO scope_id;
+DROP TABLE end_users;
+"""
+
+
+@pytest.mark.parametrize("number", ["0002", None])
+def test_database_of_an_unreleased_version_is_refused_as_it_is(path: Path, number: str | None) -> None:
+    migrate(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(_OLD_LEDGER)
+        if number is not None:
+            connection.execute("UPDATE alembic_version SET version_num = ?", (number,))
+    before = number or schema.known_schema()
+    with pytest.raises(ConfigurationError) as caught:
+        migrate(path)
+    assert str(caught.value) == (
+        f"url: {path} was made by an unreleased version and has other tables (ledger has no column attempts, there is "
+        "no table end_users, rollups has no column dimensions_id and 1 more); export its objects with the version that "
+        "made it and apply them to a new database, or begin anew"
+    )
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (before,)
+
+
+def test_check_refuses_a_database_of_an_unreleased_version(path: Path) -> None:
+    migrate(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(_OLD_LEDGER)
+    settings = StoreSettings(place=Place(path))
+    with pytest.raises(ConfigurationError, match="was made by an unreleased version"), rehearsed(settings):
+        pass

@@ -14,7 +14,7 @@ from penstock import ConfigurationError, Secret
 from penstock_plugins.store.database import Database
 from penstock_plugins.store.files import Place, read_private
 from penstock_plugins.store.opening import StoreSettings
-from penstock_plugins.store.schema import check_schema, migrate
+from penstock_plugins.store.schema import COLUMNS, check_columns, check_schema, known_schema, migrate
 from penstock_plugins.store.unlocking import CHECK, fault_of_keys
 
 _TABLES = ("objects", "unique_values", "meta")
@@ -56,6 +56,8 @@ def _look_into(source: sqlite3.Connection, path: Path) -> str | None:
         return None
     (schema,) = source.execute("SELECT version_num FROM alembic_version").fetchone() or (None,)
     check_schema(schema, path)
+    if schema == known_schema():
+        check_columns(source.execute(COLUMNS), path)
     (check,) = source.execute("SELECT value FROM meta WHERE name = ?", (CHECK,)).fetchone() or (None,)
     return None if check is None else str(check)
 

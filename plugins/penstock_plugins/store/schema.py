@@ -1,13 +1,15 @@
 """The schema of the database: whether it is the one this version knows, and how it becomes that.
 
-Migrations are Alembic's, in ``migrations/versions/<number>_<what>.py``; they add, and never take away what an older
-version needs. Alembic is imported only where there is something to migrate.
+Migrations are Alembic's, in ``migrations/versions/<number>_<what>.py``; from the first release on they add, and never
+take away what an older version needs. Before it some were rewritten: a database of that time may bear a number of this
+version and have other tables, which is found by their columns. Alembic is imported only where there is something to
+migrate.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +19,14 @@ from sqlalchemy.exc import DBAPIError
 from penstock import ConfigurationError
 from penstock_plugins.store.database import Database, file_of
 from penstock_plugins.store.files import Place
+from penstock_plugins.store.ledger_tables import ledger
 
+COLUMNS = """
+SELECT tables.name, columns.name, columns."notnull" AND columns.dflt_value IS NULL
+FROM sqlite_master AS tables JOIN pragma_table_info(tables.name) AS columns WHERE tables.type = 'table'
+"""
+"""Of all tables: the table's name, the column's, and whether who inserts a row must give it."""
+_NAMED = 3
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -47,6 +56,27 @@ def check_schema(found: str | None, path: Path) -> None:
         )
 
 
+def check_columns(found: Iterable[Iterable[object]], path: Path) -> None:
+    """Raise ConfigurationError where ``COLUMNS`` of a database are not what this version reads and writes."""
+    columns: dict[object, dict[object, object]] = {}
+    for table, column, is_needed in found:
+        columns.setdefault(table, {})[column] = is_needed
+    faults = []
+    for name, table in ledger.metadata.tables.items():
+        there, here = columns.get(name), {column.name for column in table.columns}
+        if there is None:
+            faults.append(f"there is no table {name}")
+            continue
+        faults += [f"{name} has no column {column}" for column in sorted(here - there.keys())]
+        faults += [f"{name} has a column {column}" for column in there if there[column] and column not in here]
+    if faults:
+        rest = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+        raise ConfigurationError(
+            f"url: {path} was made by an unreleased version and has other tables ({', '.join(faults[:_NAMED])}{rest}); "
+            "export its objects with the version that made it and apply them to a new database, or begin anew"
+        )
+
+
 def migrate(database: Database) -> None:
     """Bring the database to the schema of this version, in one transaction. Raises ConfigurationError.
 
@@ -58,11 +88,11 @@ def migrate(database: Database) -> None:
         with database.writer.begin() as connection:  # other processes that start wait here
             found = schema_of(connection)
             check_schema(found, path)
-            if found == known:
-                return
-            if found is not None:
-                copy_database(path, Place(path).copy_before(known))
-            _upgrade(connection)
+            if found != known:
+                if found is not None:
+                    copy_database(path, Place(path).copy_before(known))
+                _upgrade(connection)
+            check_columns(connection.exec_driver_sql(COLUMNS), path)
     except ConfigurationError:
         raise
     except DBAPIError as error:
