@@ -69,7 +69,7 @@ class Lookout:
             raise RequestError(
                 "policy_rules_invalid",
                 f"The routing policy {policy_id[:80]} of this virtual key has policy rules, and no enabled plugin "
-                'enforces them; the operator must add "policy_rules" to [gateway] plugins, or take them from the policy.',
+                'enforces them; the operator must add "policy_rules" to [gateway] plugins, or take them from it.',
                 meta={"routing_policy": policy_id[:80]},
             )
         return policy
