@@ -27,8 +27,9 @@ SECTIONS = {
     ),
     "For providers": (
         "Provider", "HTTPProvider", "OpenAIProvider", "AnthropicProvider", "ProviderBinding", "Timeouts", "RateLimits",
-        "Fallback", "PolicyRules", "PatternRules", "GuardrailAttachment", "Secret", "Address", "Origin", "UpstreamRequest", "ResponseFilter", "Transport", "UpstreamResponse",
-        "ResponseHead", "Receiver", "Translator", "Translated", "ReplyTranslation", "TranslatorRegistry",
+        "Fallback", "PolicyRules", "PatternRules", "GuardrailAttachment", "Secret", "Address", "Origin",
+        "UpstreamRequest", "ResponseFilter", "Transport", "UpstreamResponse", "ResponseHead", "Receiver", "Translator",
+        "Translated", "ReplyTranslation", "TranslatorRegistry",
     ),
     "For evaluators": (
         "Evaluator", "Check", "Subject", "Verdict", "TextEdit", "EvaluatorRegistry", "GuardrailOutcome",

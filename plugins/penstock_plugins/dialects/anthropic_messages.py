@@ -41,7 +41,7 @@ def read_object(raw: Raw | None, where: str) -> Members:
         members = _decode_object(raw or _NULL)
     except UNREADABLE:
         members = read_as(Members, raw or _NULL, where)  # says what is wrong
-    return {name: value for name, value in members.items() if memoryview(value) != b"null"}
+    return {name: value for name, value in members.items() if bytes(value) != b"null"}
 
 
 def read_array(raw: Raw | None, where: str) -> list[Raw]:

@@ -230,7 +230,7 @@ class MessagesAnswer:
 
     def _start(self, chunk: dict[str, Any]) -> None:
         self._is_started = True
-        message = {
+        message: dict[str, Any] = {
             "id": message_id(chunk),
             "type": "message",
             "role": "assistant",
